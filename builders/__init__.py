@@ -1,0 +1,1 @@
+"""Models, checkpoints, sharding and artifacts: pure functions and files, without Ray or a network service."""

@@ -1,0 +1,145 @@
+"""A converted checkpoint: config.json, one safetensors file per rank, tokenizer and generation settings."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from builders.convert import hash_file, read_rows
+from builders.decoder import Decoder, empty_decoder
+from builders.errors import ArtifactError, ConfigError
+from builders.keys import content_key
+from builders.mapping import Mapping as RankMapping
+from builders.parallel import set_rank_constants
+from builders.params import params
+from builders.shard import targets
+from builders.sources.pieces import RandomPieces
+from builders.plain import from_json
+from builders.spec import ModelSpec
+from builders.tensor_file import Written
+
+FORMAT, FORMAT_VERSION = "rankforge-checkpoint", 1
+
+DtypeName = Literal["float32", "float16", "bfloat16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceFile:
+    """A file that the checkpoint was made from. Size and time only save hashing it again."""
+
+    sha256: str
+    num_bytes: int
+    modified_ns: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """Where a checkpoint came from."""
+
+    model: str
+    """The folder, file or Hugging Face id that was given."""
+    revision: str | None = None
+    """The commit that a Hugging Face id was pinned to."""
+    files: Mapping[str, SourceFile] = field(default_factory=dict)
+    """Weights, tokenizer and generation settings."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """The content of a checkpoint's config.json."""
+
+    spec: ModelSpec
+    mapping: RankMapping
+    dtype: DtypeName
+    source: Provenance
+    random_seed: int | None = None
+    """Weights are made up from this seed when they are loaded, and there are no rank files."""
+    ranks: tuple[Written, ...] = ()
+
+    @property
+    def key(self) -> str:
+        """The content key: equal for equal inputs, wherever they came from and whoever converted them."""
+        return content_key(
+            format=[FORMAT, FORMAT_VERSION],
+            spec=self.spec.to_json(),
+            mapping=asdict(self.mapping),
+            dtype=self.dtype,
+            files={name: file.sha256 for name, file in self.source.files.items()},
+            random_seed=self.random_seed,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, with the format and the key in front."""
+        head = {"format": FORMAT, "format_version": FORMAT_VERSION, "key": self.key}
+        return {**head, **asdict(self)}
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """A checkpoint's manifest, once it is known to be ours and whole."""
+    file = folder / "config.json"
+    try:
+        data = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{folder}: not a rankforge checkpoint ({error}); make one with `rankforge convert`") from error
+    if not isinstance(data, dict) or data.pop("format", None) != FORMAT:
+        raise ArtifactError(f"{folder}: not a rankforge checkpoint; make one with `rankforge convert`")
+    if (version := data.pop("format_version", None)) != FORMAT_VERSION:
+        raise ArtifactError(f"{file}: format version {version}, this rankforge reads {FORMAT_VERSION}; convert again")
+    key = data.pop("key", None)
+    try:
+        manifest = from_json(Manifest, data)
+    except ConfigError as error:
+        raise ArtifactError(f"{file}: damaged ({error}); convert again") from error
+    if manifest.key != key:
+        raise ArtifactError(f"{file}: was changed after it was written; convert again")
+    return manifest
+
+
+def load_rank(folder: Path, rank: int, *, verify: bool = False) -> Decoder:
+    """One rank's decoder with its weights, mapped from its file where there is one."""
+    manifest = read_manifest(folder)
+    tensors = _made_up(manifest, rank) if manifest.random_seed is not None else _stored(folder, manifest, rank, verify)
+    decoder = empty_decoder(manifest.spec, manifest.mapping, rank)
+    place = manifest.mapping.place(rank)
+    if "head.weight" not in tensors and decoder.shape.last:
+        first = 0 if manifest.mapping.embedding_split == "vocab" else place.tp * decoder.shape.vocab_size
+        tensors["head.weight"] = tensors["embed.weight"][first : first + decoder.shape.vocab_size]
+    decoder.load_state_dict(tensors, assign=True)
+    set_rank_constants(decoder, manifest.mapping, place)
+    return decoder
+
+
+def _stored(folder: Path, manifest: Manifest, rank: int, verify: bool) -> dict[str, Tensor]:
+    written = manifest.ranks[rank]
+    file = folder / written.name
+    check_file(file, written, verify=verify)
+    return load_file(file)
+
+
+def check_file(file: Path, written: Written, *, verify: bool) -> None:
+    """Refuse a rank file that is missing, cut short or (when verified) changed."""
+    if not file.is_file():
+        raise ArtifactError(f"{file}: missing; convert again")
+    if (size := file.stat().st_size) != written.num_bytes:
+        raise ArtifactError(f"{file}: has {size} bytes, config.json says {written.num_bytes}; convert again")
+    if verify and hash_file(file) != written.sha256:
+        raise ArtifactError(f"{file}: its content is not what config.json says; convert again")
+
+
+def _made_up(manifest: Manifest, rank: int) -> dict[str, Tensor]:
+    pieces = RandomPieces(manifest.spec, manifest.random_seed or 0)
+    sizes = {param.name: param.shape[0] for param in params(manifest.spec)}
+    dtype = getattr(torch, manifest.dtype)
+    return {
+        target.name: torch.cat(
+            [read_rows(pieces, part, part.rows, sizes[part.param]).to(dtype) for part in target.slices]
+        ).view(target.shape)
+        for target in targets(manifest.spec, manifest.mapping, rank)
+    }

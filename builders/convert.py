@@ -1,0 +1,89 @@
+"""Converting: plan what every rank's file holds, then stream one file at a time."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from builders.mapping import Mapping as RankMapping
+from builders.mapping import check_mapping
+from builders.shard import Slice, Target, targets
+from builders.sources.pieces import FilePieces, Located, Pieces
+from builders.spec import ModelSpec
+from builders.tensor_file import Written, write_tensors
+
+_CHUNK_BYTES = 32 * 2**20
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertPlan:
+    """Everything a worker needs to convert any rank; plain data."""
+
+    spec: ModelSpec
+    mapping: RankMapping
+    dtype: torch.dtype
+    located: Mapping[str, Located]
+
+    def __post_init__(self) -> None:
+        check_mapping(self.spec, self.mapping)
+
+    def rank_bytes(self, rank: int) -> int:
+        """The size of a rank's tensors."""
+        return rank_elements(self.spec, self.mapping, rank) * self.dtype.itemsize
+
+
+def rank_elements(spec: ModelSpec, mapping: RankMapping, rank: int) -> int:
+    """How many numbers a rank stores."""
+    return sum(torch.Size(target.shape).numel() for target in targets(spec, mapping, rank))
+
+
+def rank_file_name(rank: int) -> str:
+    """The file of a rank, in every checkpoint."""
+    return f"rank{rank}.safetensors"
+
+
+def convert_rank(
+    plan: ConvertPlan, rank: int, folder: Path, advance: Callable[[int], None] = lambda _bytes: None
+) -> Written:
+    """Write one rank's file; `advance` hears of every chunk's bytes."""
+    wanted = list(targets(plan.spec, plan.mapping, rank))
+    pieces = FilePieces(plan.located)
+
+    def chunks() -> Iterator[Tensor]:
+        for target in wanted:
+            for chunk in target_chunks(target, pieces, plan):
+                yield chunk
+                advance(chunk.nbytes)
+
+    shapes = {target.name: target.shape for target in wanted}
+    return write_tensors(folder / rank_file_name(rank), shapes, plan.dtype, chunks())
+
+
+def target_chunks(target: Target, pieces: Pieces, plan: ConvertPlan) -> Iterator[Tensor]:
+    """A target's elements in order, a bounded number at a time."""
+    for part in target.slices:
+        rows_at_once = max(1, _CHUNK_BYTES // (plan.dtype.itemsize * torch.Size(part.shape[1:]).numel()))
+        for start in range(part.rows[0], part.rows[1], rows_at_once):
+            stop = min(start + rows_at_once, part.rows[1])
+            yield read_rows(pieces, part, (start, stop), plan.located[part.param].param.shape[0]).to(plan.dtype)
+
+
+def read_rows(pieces: Pieces, part: Slice, rows: tuple[int, int], num_rows: int) -> Tensor:
+    """Rows of a slice, zeros where it is padding: past the parameter's own `num_rows`."""
+    stop = rows[0] if part.zeros else min(rows[1], num_rows)
+    padding = torch.zeros(rows[1] - max(stop, rows[0]), *part.shape[1:])
+    if stop <= rows[0]:
+        return padding
+    held = pieces.read(part.param, (rows[0], stop), part.cols)
+    return torch.cat([held, padding.to(held.dtype)]) if len(padding) else held
+
+
+def hash_file(file: Path) -> str:
+    """A file's sha256."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()

@@ -1,0 +1,61 @@
+"""The one decoder, driven by a ModelSpec: plain PyTorch, one device, one rank's layers."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from builders.layers import Block, Embedding, Linear, Norm, rotary
+from builders.mapping import Mapping, padded_vocab, rank_shape
+from builders.ops import LayerCache, Step
+from builders.spec import ModelSpec
+
+
+class Decoder(nn.Module):
+    """The layers of one rank; `builders/parallel.py` joins the ranks of a tensor parallel group."""
+
+    def __init__(self, spec: ModelSpec, mapping: Mapping, rank: int) -> None:
+        super().__init__()
+        self.spec, self.shape = spec, rank_shape(spec, mapping, rank)
+        if self.shape.first:
+            split = {"none": (1, 1), "vocab": (mapping.tp_size, 1), "hidden": (1, mapping.tp_size)}
+            rows, cols = split[mapping.embedding_split]
+            self.embed = Embedding(padded_vocab(spec, mapping) // rows, spec.hidden_size // cols)
+            if spec.position == "learned":
+                self.positions = Embedding(spec.max_positions, spec.hidden_size)
+        self.layers = nn.ModuleDict({str(i): Block(spec, self.shape, i) for i in self.shape.layers})
+        if self.shape.last:
+            self.norm = Norm(spec, spec.hidden_size)
+            self.head = Linear(spec.hidden_size, self.shape.vocab_size, bias=spec.head_bias)
+
+    def forward(self, x: Tensor, step: Step, caches: list[LayerCache]) -> Tensor:
+        """Token ids [T] (or the previous stage's hidden states [T, H]) to the wanted tokens'
+        logits [R, vocabulary] (or this stage's hidden states)."""
+        if self.shape.first:
+            x = self._embed(x, step)
+        angles = rotary(self.spec, step)
+        for layer, cache in zip(self.layers.values(), caches, strict=True):
+            x = layer(x, angles, step, cache)
+        return self._logits(x[step.wanted]) if self.shape.last else x
+
+    def _embed(self, ids: Tensor, step: Step) -> Tensor:
+        x = self.embed(ids) * self.spec.embedding_scale
+        if self.spec.position == "learned":
+            x = x + self.positions(step.positions)
+        return x  # type: ignore[no-any-return]
+
+    def _logits(self, x: Tensor) -> Tensor:
+        logits = self.head(self.norm(x))[:, : self.spec.vocab_size]
+        return logits.float() * self.spec.logit_scale  # type: ignore[no-any-return]
+
+    def new_caches(self, num_blocks: int, tokens_per_block: int) -> list[LayerCache]:
+        """Empty caches for the layers of this rank, in the dtype and on the device of its weights."""
+        like = next(self.parameters())
+        shape = (num_blocks, tokens_per_block, self.shape.num_kv_heads, self.spec.head_dim)
+        return [LayerCache(k=like.new_zeros(shape), v=like.new_zeros(shape)) for _ in self.layers]
+
+
+def empty_decoder(spec: ModelSpec, mapping: Mapping, rank: int) -> Decoder:
+    """A decoder without storage, for weights to be assigned to."""
+    with torch.device("meta"):
+        return Decoder(spec, mapping, rank).requires_grad_(False).eval()

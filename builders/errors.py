@@ -1,0 +1,38 @@
+"""Every error that rankforge raises on purpose.
+
+RankforgeError
+├── UserError            what the user can fix: one line that names value, rule and remedy (exit code 2)
+│   ├── ConfigError      a model configuration this code does not understand; names the field
+│   ├── LayoutError      a split into ranks that does not work; names the sizes that would
+│   ├── SourceError      a checkpoint to read that is missing, damaged or refused
+│   └── ArtifactError    a checkpoint or engine of ours that is damaged, foreign or in the way
+└── WorkerError          a rank's worker died or raised; names the rank and the cause (exit code 1)
+"""
+
+
+class RankforgeError(Exception):
+    """The root: catch this to catch everything that rankforge raises on purpose."""
+
+
+class UserError(RankforgeError):
+    """Something the user can fix."""
+
+
+class ConfigError(UserError):
+    """A model configuration that is not understood; the message names the field."""
+
+
+class LayoutError(UserError):
+    """A layout that cannot be made; the message names the sizes that can."""
+
+
+class SourceError(UserError):
+    """A source checkpoint that cannot be read."""
+
+
+class ArtifactError(UserError):
+    """A rankforge checkpoint or engine that cannot be used or written."""
+
+
+class WorkerError(RankforgeError):
+    """A worker that failed; the message names its rank and the cause."""

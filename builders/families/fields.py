@@ -1,0 +1,110 @@
+"""Reading a model's configuration so that no field is silently left out."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from builders.errors import ConfigError
+from builders.spec import Activation
+
+HARMLESS = frozenset(
+    """
+    architectures model_type dtype torch_dtype transformers_version use_cache initializer_range
+    attention_dropout hidden_dropout residual_dropout embedding_dropout resid_pdrop embd_pdrop emb_pdrop
+    attn_pdrop summary_type summary_use_proj summary_activation summary_proj_to_labels
+    summary_first_dropout bos_token_id eos_token_id pad_token_id sep_token_id cls_token_id unk_token_id
+    output_attentions output_hidden_states output_router_logits return_dict id2label label2id num_labels
+    problem_type task_specific_params _name_or_path auto_map name_or_path tokenizer_class
+    chunk_size_feed_forward is_encoder_decoder router_aux_loss_coef router_jitter_noise pretraining_tp
+    gradient_checkpointing attn_implementation _attn_implementation use_flash_attn finetuning_task
+    prefix torchscript pruned_heads unsloth_version unsloth_fixed model_max_length tokenizer_padding_side
+    """.split()
+)
+"""Fields of every family that do not change what the model computes when it is run."""
+
+ACTIVATIONS: Mapping[str, Activation] = {
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "silu": "silu",
+    "swish": "silu",
+    "relu": "relu",
+    "relu2": "relu2",
+}
+
+
+class Fields:
+    """A configuration that remembers which of its fields were read."""
+
+    def __init__(self, values: Mapping[str, Any], config: object = None, prefix: str = "") -> None:
+        self._values, self._config, self._prefix = values, config, prefix
+        self._read: set[str] = set()
+        self._children: list[Fields] = []
+
+    def take(self, name: str, default: Any = None) -> Any:
+        """A field's value: the configuration class's where there is one, else as written."""
+        self._read.add(name)
+        return getattr(self._config, name, self._values.get(name, default))
+
+    def written(self, name: str) -> Any:
+        """A field exactly as the file has it, None where it has not."""
+        self._read.add(name)
+        return self._values.get(name)
+
+    def size(self, name: str, default: int | None = None) -> int:
+        """A count, which must be a whole number of at least 1."""
+        value = self.take(name, default)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise self.error(name, value, "must be a whole number of at least 1")
+        return value
+
+    def activation(self, name: str) -> Activation:
+        """The activation under one of Transformers' names."""
+        value = self.take(name)
+        if value not in ACTIVATIONS:
+            raise self.error(name, value, f"unknown activation; known: {', '.join(ACTIVATIONS)}")
+        return ACTIVATIONS[value]
+
+    def expect(self, name: str, *allowed: Any, why: str) -> None:
+        """Refuse a field that asks for something this decoder does not do."""
+        value = self.take(name, allowed[0])
+        if value not in allowed:
+            raise self.error(name, value, why)
+
+    def sub(self, name: str) -> Fields:
+        """A nested configuration; unread fields of it count too."""
+        self._read.add(name)
+        written = self._values.get(name)
+        child = Fields(
+            written if isinstance(written, Mapping) else {},
+            getattr(self._config, name, None),
+            f"{self._prefix}{name}.",
+        )
+        self._children.append(child)
+        return child
+
+    def error(self, name: str, value: object, why: str) -> ConfigError:
+        """The one shape that every complaint about a field has."""
+        return ConfigError(f"config field {self._prefix}{name}={value!r}: {why}")
+
+    def check_all_read(self, harmless: Collection[str]) -> None:
+        """Refuse fields that nobody read and that are not known to leave the model as it is."""
+        for name, value in self._values.items():
+            known = name in self._read or name in HARMLESS or f"{self._prefix}{name}" in harmless
+            if not known and not self._is_default(name, value):
+                raise self.error(
+                    name,
+                    value,
+                    "not understood; if it does not change the model, add "
+                    f"--ignore_config_field {self._prefix}{name}",
+                )
+        for child in self._children:
+            child.check_all_read(harmless)
+
+    def _is_default(self, name: str, value: object) -> bool:
+        if value is None:
+            return True
+        declared = getattr(type(self._config), "__dataclass_fields__", {}).get(name)
+        return declared is not None and declared.default == value

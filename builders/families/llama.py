@@ -1,0 +1,65 @@
+"""LLaMA 1 to 3, CodeLlama and Mistral from Hugging Face files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from builders.families.fields import Fields
+from builders.families.rope import rope_spec
+from builders.families.view import Family, View, view
+from builders.spec import ModelSpec
+
+
+def _spec(fields: Fields) -> ModelSpec:
+    hidden, heads = fields.size("hidden_size"), fields.size("num_attention_heads")
+    head_dim = fields.take("head_dim") or hidden // heads
+    positions = fields.size("max_position_embeddings")
+    fields.expect("layer_types", None, why="layers of different attention kinds are not supported")
+    bias = bool(fields.take("attention_bias", False))
+    return ModelSpec(
+        family="llama",
+        vocab_size=fields.size("vocab_size"),
+        hidden_size=hidden,
+        num_layers=fields.size("num_hidden_layers"),
+        num_heads=heads,
+        num_kv_heads=fields.size("num_key_value_heads", heads),
+        head_dim=head_dim,
+        intermediate_size=fields.size("intermediate_size"),
+        max_positions=positions,
+        norm="rmsnorm",
+        norm_eps=fields.take("rms_norm_eps"),
+        position="rope",
+        rope=rope_spec(fields, head_dim=head_dim, max_positions=positions),
+        activation=fields.activation("hidden_act"),
+        gated=True,
+        qkv_bias=bias,
+        attention_out_bias=bias,
+        mlp_bias=bool(fields.take("mlp_bias", False)),
+        attention_scale=head_dim**-0.5,
+        sliding_window=fields.take("sliding_window"),
+        tied_embeddings=bool(fields.take("tie_word_embeddings")),
+    )
+
+
+def _views(spec: ModelSpec) -> Mapping[str, View]:
+    attention, mlp = "layers.{i}.self_attn", "layers.{i}.mlp"
+    return {
+        "embed": view("embed_tokens"),
+        "layers.{i}.attn_norm": view("layers.{i}.input_layernorm"),
+        **{f"layers.{{i}}.attn.{name}": view(f"{attention}.{name}_proj") for name in "qkvo"},
+        "layers.{i}.mlp_norm": view("layers.{i}.post_attention_layernorm"),
+        **{f"layers.{{i}}.mlp.{name}": view(f"{mlp}.{name}_proj") for name in ("gate", "up", "down")},
+        "norm": view("norm"),
+        "head": view("embed_tokens" if spec.tied_embeddings else "lm_head"),
+    }
+
+
+FAMILY = Family(
+    name="llama",
+    model_types=["llama", "mistral"],
+    spec=_spec,
+    views=_views,
+    prefixes=["model."],
+    ignored=r"layers\.\d+\.self_attn\.rotary_emb\.inv_freq|rotary_emb\.inv_freq",
+    harmless=frozenset({"max_sequence_length"}),
+)

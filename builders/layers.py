@@ -1,0 +1,189 @@
+"""The parts of a decoder, in plain PyTorch for one device; sizes are those of the rank at hand."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from builders.mapping import RankShape
+from builders.ops import LayerCache, Step, act, attention, moe
+from builders.rope import cos_sin, rotate
+from builders.spec import ModelSpec
+
+
+class Linear(nn.Module):
+    """x · weightᵀ + bias."""
+
+    def __init__(self, size_in: int, size_out: int, *, bias: bool) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(size_out, size_in))
+        self.bias = nn.Parameter(torch.empty(size_out)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+
+class Norm(nn.Module):
+    """LayerNorm, LayerNorm1p or RMSNorm over the last dimension."""
+
+    def __init__(self, spec: ModelSpec, size: int) -> None:
+        super().__init__()
+        self.kind, self.eps = spec.norm, spec.norm_eps
+        self.weight = nn.Parameter(torch.empty(size))
+        self.bias = nn.Parameter(torch.empty(size)) if spec.norm_bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.kind == "rmsnorm":
+            scaled = x.float() * torch.rsqrt(x.float().square().mean(-1, keepdim=True) + self.eps)
+            return self.weight * scaled.to(x.dtype)
+        weight = self.weight + 1 if self.kind == "layernorm1p" else self.weight
+        return F.layer_norm(x, weight.shape, weight, self.bias, self.eps)
+
+
+class Embedding(nn.Module):
+    """A table of rows."""
+
+    def __init__(self, rows: int, size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(rows, size))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return F.embedding(ids, self.weight)
+
+
+class Attention(nn.Module):
+    """Self-attention of the heads that this rank holds."""
+
+    slopes: Tensor | None
+
+    def __init__(self, spec: ModelSpec, shape: RankShape, layer: int) -> None:
+        super().__init__()
+        self.spec, self.heads, self.kv_heads = spec, shape.num_heads, shape.num_kv_heads
+        self.scale = spec.attention_scale / (layer + 1 if spec.scale_by_layer else 1)
+        q, kv = (heads * spec.head_dim for heads in (self.heads, self.kv_heads))
+        self.qkv = Linear(spec.hidden_size, q + 2 * kv, bias=spec.qkv_bias)
+        if spec.qk_norm:
+            whole = spec.qk_norm == "whole"
+            self.q_norm = Norm(spec, q if whole else spec.head_dim)
+            self.k_norm = Norm(spec, kv if whole else spec.head_dim)
+        self.o = Linear(q, spec.hidden_size, bias=spec.attention_out_bias)
+        self.register_buffer("slopes", None, persistent=False)
+
+    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, step: Step, cache: LayerCache) -> Tensor:
+        q, k, v = self._project(x)
+        if rotary is not None:
+            q, k = rotate(q, *rotary), rotate(k, *rotary)
+        window = self.spec.sliding_window
+        out = attention(q, k, v, cache, step, scale=self.scale, window=window, slopes=self.slopes)
+        return self.o(out.flatten(1))  # type: ignore[no-any-return]
+
+    def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """q [T, heads, D], k and v [T, kv heads, D]"""
+        dim = self.spec.head_dim
+        qkv = self.qkv(x)
+        if self.spec.clip_qkv is not None:
+            qkv = qkv.clamp(-self.spec.clip_qkv, self.spec.clip_qkv)
+        q, k, v = qkv.split([self.heads * dim, self.kv_heads * dim, self.kv_heads * dim], dim=-1)
+        if self.spec.qk_norm == "whole":
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k, v = (part.unflatten(-1, (-1, dim)) for part in (q, k, v))
+        if self.spec.qk_norm == "head":
+            q, k = self.q_norm(q), self.k_norm(k)
+        return q, k, v
+
+
+class Mlp(nn.Module):
+    """Two linear layers, gated or not; where gated, `up` holds the gate's rows first."""
+
+    def __init__(self, spec: ModelSpec, shape: RankShape) -> None:
+        super().__init__()
+        self.spec = spec
+        width = shape.intermediate_size
+        self.up = Linear(spec.hidden_size, width * (1 + spec.gated), bias=spec.mlp_bias)
+        self.down = Linear(width, spec.hidden_size, bias=spec.mlp_bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(act(self.up(x), self.spec.activation, self.spec.gated))  # type: ignore[no-any-return]
+
+
+class Moe(nn.Module):
+    """A router over all experts, and the experts that this rank holds."""
+
+    first_expert: Tensor
+
+    def __init__(self, spec: ModelSpec, shape: RankShape) -> None:
+        super().__init__()
+        assert spec.moe is not None, "a spec without experts has an Mlp"
+        self.spec, self.routing = spec, spec.moe
+        self.router = Linear(spec.hidden_size, spec.moe.num_experts, bias=False)
+        experts, width, hidden = shape.num_experts, shape.intermediate_size, spec.hidden_size
+        self.up = Experts(experts, width * (1 + spec.gated), hidden)
+        self.down = Experts(experts, hidden, width)
+        self.register_buffer("first_expert", torch.tensor(0), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        chosen, weights = self._route(x)
+        return moe(
+            x,
+            chosen,
+            weights.to(x.dtype),
+            self.up.weight,
+            self.down.weight,
+            first_expert=self.first_expert,
+            activation=self.spec.activation,
+            gated=self.spec.gated,
+        )
+
+    def _route(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        logits = self.router(x).float()
+        if self.routing.renormalize:
+            weights, chosen = logits.topk(self.routing.top_k)
+            return chosen, weights.softmax(-1)
+        weights, chosen = logits.softmax(-1).topk(self.routing.top_k)
+        return chosen, weights
+
+
+class Experts(nn.Module):
+    """The same matrix of several experts."""
+
+    def __init__(self, experts: int, rows: int, cols: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(experts, rows, cols))
+
+
+class Block(nn.Module):
+    """One layer: attention and MLP, each after a norm and beside a residual."""
+
+    def __init__(self, spec: ModelSpec, shape: RankShape, layer: int) -> None:
+        super().__init__()
+        self.attn_norm = Norm(spec, spec.hidden_size)
+        self.attn = Attention(spec, shape, layer)
+        self.mlp_norm = Norm(spec, spec.hidden_size)
+        if spec.moe is None:
+            self.mlp = Mlp(spec, shape)
+        else:
+            self.moe = Moe(spec, shape)
+
+    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, step: Step, cache: LayerCache) -> Tensor:
+        x = x + self.attn(self.attn_norm(x), rotary, step, cache)
+        ffn = self.mlp if hasattr(self, "mlp") else self.moe
+        return x + ffn(self.mlp_norm(x))  # type: ignore[no-any-return]
+
+
+def alibi_slopes(spec: ModelSpec) -> Tensor:
+    """[num_heads] How fast each head forgets; head counts that are no power of two interleave."""
+    full = 2 ** math.ceil(math.log2(spec.num_heads))
+    slopes = 2.0 ** -(torch.arange(1, full + 1) * spec.alibi_bias_max / full)
+    if full != spec.num_heads:
+        slopes = torch.cat([slopes[1::2], slopes[::2]])[: spec.num_heads]
+    return slopes
+
+
+def rotary(spec: ModelSpec, step: Step) -> tuple[Tensor, Tensor] | None:
+    """cos and sin of the step's tokens, computed once for all layers."""
+    if spec.rope is None:
+        return None
+    return cos_sin(spec.rope, step.positions, step.lengths[step.sequences])

@@ -1,0 +1,50 @@
+"""A source checkpoint, understood but not yet read."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from builders.errors import SourceError
+from builders.families.view import Family
+from builders.sources.stored import Index
+from builders.spec import ModelSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opened:
+    """What every kind of source comes down to."""
+
+    family: Family
+    spec: ModelSpec
+    index: Index
+    """Empty where only a configuration was asked for."""
+    weights: Sequence[Path] = ()
+    """The files that decide the weights; their hashes go into the content key."""
+    tokenizer: Sequence[Path] = ()
+    """Files to copy into `tokenizer/`."""
+    generation: Path | None = None
+    """generation_config.json, where the source has one."""
+
+
+def open_source(
+    path: Path, *, scratch: Path, ignored: Collection[str] = (), config_only: bool = False
+) -> Opened:
+    """Recognize and open a Hugging Face folder, a Meta folder, a NeMo archive, or a lone config.json.
+
+    `scratch` takes what must be unpacked to be mapped; it must outlive the conversion.
+    """
+    from builders.sources import hf, meta, nemo
+
+    if path.suffix == ".nemo" or (path / "model_config.yaml").is_file():
+        return nemo.open_archive(path, scratch=scratch, ignored=ignored, config_only=config_only)
+    if path.is_file():
+        if not config_only:
+            raise SourceError(f"{path}: a configuration alone has no weights; add --load_format random")
+        return hf.open_config(path, ignored=ignored)
+    if (path / "params.json").is_file() and not (path / "config.json").is_file():
+        return meta.open_folder(path, config_only=config_only)
+    if not path.is_dir():
+        raise SourceError(f"{path}: no such folder or file")
+    return hf.open_folder(path, ignored=ignored, config_only=config_only)

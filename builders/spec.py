@@ -1,0 +1,147 @@
+"""What a decoder is, as frozen plain data: the one description that every family maps into."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from builders.errors import ConfigError
+from builders.plain import from_json
+
+NormKind = Literal["layernorm", "layernorm1p", "rmsnorm"]
+PositionKind = Literal["learned", "rope", "alibi", "none"]
+Activation = Literal["gelu", "gelu_tanh", "silu", "relu", "relu2"]
+RopeKind = Literal["default", "linear", "dynamic", "llama3", "yarn", "longrope"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RopeSpec:
+    """Rotary embedding; `builders/rope.py` turns it into frequencies."""
+
+    kind: RopeKind = "default"
+    theta: float = 10000.0
+    """Base wavelength."""
+    rotary_dim: int
+    """How many leading dimensions of a head are rotated."""
+    factor: float = 1.0
+    """Context extension; every kind but `default` reads it."""
+    max_positions: int = 0
+    """`dynamic`: the length up to which nothing is scaled."""
+    original_max_positions: int = 0
+    """`llama3`, `yarn`, `longrope`: the length of pretraining."""
+    attention_factor: float = 1.0
+    """Multiplies cos and sin (`yarn`, `longrope`)."""
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    truncate: bool = True
+    """`yarn`: round the bounds of its ramp to whole dimensions."""
+    short_factor: tuple[float, ...] = ()
+    long_factor: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class MoeSpec:
+    """A mixture of experts in place of every MLP."""
+
+    num_experts: int
+    top_k: int
+    renormalize: bool
+    """True: top-k, then softmax over the chosen. False: softmax over all, then top-k."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """One pre-norm decoder: everything the decoder, the shards and the engines need to know."""
+
+    family: str
+    """The table in `builders/families` that made this spec."""
+    vocab_size: int
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    intermediate_size: int
+    """Width of the MLP, of each expert when there are experts."""
+    max_positions: int
+    """Longest sequence; the size of the table when positions are learned."""
+
+    norm: NormKind
+    norm_eps: float
+    norm_bias: bool = False
+    position: PositionKind
+    rope: RopeSpec | None = None
+    alibi_bias_max: float = 8.0
+
+    activation: Activation
+    gated: bool = False
+    moe: MoeSpec | None = None
+
+    qkv_bias: bool = False
+    attention_out_bias: bool = False
+    mlp_bias: bool = False
+    attention_scale: float
+    """Multiplies q·k."""
+    scale_by_layer: bool = False
+    """Divide the attention scale of layer i by i + 1 (GPT-2's option)."""
+    sliding_window: int | None = None
+    """A token sees itself and the `sliding_window - 1` tokens before it."""
+    clip_qkv: float | None = None
+    qk_norm: Literal["whole", "head"] | None = None
+    """Normalize q and k over all heads at once, or each head by itself."""
+
+    tied_embeddings: bool = False
+    head_bias: bool = False
+    embedding_scale: float = 1.0
+    logit_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in _POSITIVE:
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}={getattr(self, name)}: must be at least 1")
+        if self.num_heads % self.num_kv_heads:
+            raise ConfigError(
+                f"num_kv_heads={self.num_kv_heads}: must divide the {self.num_heads} attention heads"
+            )
+        if (self.rope is not None) != (self.position == "rope"):
+            raise ConfigError(f"position={self.position!r} and rope={self.rope}: give both or neither")
+        if self.moe and not 1 <= self.moe.top_k <= self.moe.num_experts:
+            raise ConfigError(
+                f"top_k={self.moe.top_k}: must be between 1 and the {self.moe.num_experts} experts"
+            )
+        if self.sliding_window is not None and self.sliding_window < 1:
+            raise ConfigError(f"sliding_window={self.sliding_window}: must be at least 1")
+
+    @property
+    def q_size(self) -> int:
+        """Width of all query heads together."""
+        return self.num_heads * self.head_dim
+
+    @property
+    def kv_size(self) -> int:
+        """Width of all key heads together, and of all value heads."""
+        return self.num_kv_heads * self.head_dim
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, ready for a config.json."""
+        return dataclasses.asdict(self)
+
+    @staticmethod
+    def from_json(data: dict[str, Any]) -> ModelSpec:
+        """The inverse of `to_json`; an unknown or missing field is an error that names it."""
+        return from_json(ModelSpec, data)
+
+
+_POSITIVE = (
+    "vocab_size",
+    "hidden_size",
+    "num_layers",
+    "num_heads",
+    "num_kv_heads",
+    "head_dim",
+    "intermediate_size",
+    "max_positions",
+)
