@@ -12,17 +12,18 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from builders.convert import hash_file, read_rows
+from builders.convert import read_rows
 from builders.decoder import Decoder, empty_decoder
 from builders.errors import ArtifactError, ConfigError
 from builders.keys import content_key
 from builders.mapping import Mapping as RankMapping
-from builders.parallel import set_rank_constants
+from builders.parallel import set_constants
 from builders.params import params
 from builders.shard import targets
 from builders.sources.pieces import RandomPieces
 from builders.plain import from_json
 from builders.spec import ModelSpec
+from builders.store import disk
 from builders.tensor_file import Written
 
 FORMAT, FORMAT_VERSION = "rankforge-checkpoint", 1
@@ -112,7 +113,7 @@ def load_rank(folder: Path, rank: int, *, verify: bool = False) -> Decoder:
         first = 0 if manifest.mapping.embedding_split == "vocab" else place.tp * decoder.shape.vocab_size
         tensors["head.weight"] = tensors["embed.weight"][first : first + decoder.shape.vocab_size]
     decoder.load_state_dict(tensors, assign=True)
-    set_rank_constants(decoder, manifest.mapping, place)
+    set_constants(decoder, manifest.mapping, place)
     return decoder
 
 
@@ -129,7 +130,7 @@ def check_file(file: Path, written: Written, *, verify: bool) -> None:
         raise ArtifactError(f"{file}: missing; convert again")
     if (size := file.stat().st_size) != written.num_bytes:
         raise ArtifactError(f"{file}: has {size} bytes, config.json says {written.num_bytes}; convert again")
-    if verify and hash_file(file) != written.sha256:
+    if verify and disk.sha256(file) != written.sha256:
         raise ArtifactError(f"{file}: its content is not what config.json says; convert again")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,10 +30,6 @@ class ConvertPlan:
 
     def __post_init__(self) -> None:
         check_mapping(self.spec, self.mapping)
-
-    def rank_bytes(self, rank: int) -> int:
-        """The size of a rank's tensors."""
-        return rank_elements(self.spec, self.mapping, rank) * self.dtype.itemsize
 
 
 def rank_elements(spec: ModelSpec, mapping: RankMapping, rank: int) -> int:
@@ -81,9 +76,3 @@ def read_rows(pieces: Pieces, part: Slice, rows: tuple[int, int], num_rows: int)
         return padding
     held = pieces.read(part.param, (rows[0], stop), part.cols)
     return torch.cat([held, padding.to(held.dtype)]) if len(padding) else held
-
-
-def hash_file(file: Path) -> str:
-    """A file's sha256."""
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from builders.mapping import RankShape
-from builders.ops import LayerCache, Step, act, attention, moe
-from builders.rope import cos_sin, rotate
-from builders.spec import ModelSpec
+from builders.ops import LayerCache, Step, act, attention, moe, rotate
+from builders.rope import cos_sin, tables
+from builders.spec import ModelSpec, RopeSpec
 
 
 class Linear(nn.Module):
@@ -37,8 +37,7 @@ class Norm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.kind == "rmsnorm":
-            scaled = x.float() * torch.rsqrt(x.float().square().mean(-1, keepdim=True) + self.eps)
-            return self.weight * scaled.to(x.dtype)
+            return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
         weight = self.weight + 1 if self.kind == "layernorm1p" else self.weight
         return F.layer_norm(x, weight.shape, weight, self.bias, self.eps)
 
@@ -76,8 +75,22 @@ class Attention(nn.Module):
         q, k, v = self._project(x)
         if rotary is not None:
             q, k = rotate(q, *rotary), rotate(k, *rotary)
-        window = self.spec.sliding_window
-        out = attention(q, k, v, cache, step, scale=self.scale, window=window, slopes=self.slopes)
+        out = attention(
+            q,
+            k,
+            v,
+            cache.k,
+            cache.v,
+            step.positions,
+            step.sequences,
+            step.lengths,
+            step.block_table,
+            self.slopes,
+            None,
+            None,
+            self.scale,
+            self.spec.sliding_window or 0,
+        )
         return self.o(out.flatten(1))  # type: ignore[no-any-return]
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -125,25 +138,19 @@ class Moe(nn.Module):
         self.register_buffer("first_expert", torch.tensor(0), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        chosen, weights = self._route(x)
         return moe(
             x,
-            chosen,
-            weights.to(x.dtype),
+            self.router(x),
             self.up.weight,
             self.down.weight,
-            first_expert=self.first_expert,
-            activation=self.spec.activation,
-            gated=self.spec.gated,
+            None,
+            None,
+            self.first_expert,
+            self.routing.top_k,
+            self.routing.renormalize,
+            self.spec.activation,
+            self.spec.gated,
         )
-
-    def _route(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        logits = self.router(x).float()
-        if self.routing.renormalize:
-            weights, chosen = logits.topk(self.routing.top_k)
-            return chosen, weights.softmax(-1)
-        weights, chosen = logits.softmax(-1).topk(self.routing.top_k)
-        return chosen, weights
 
 
 class Experts(nn.Module):
@@ -182,8 +189,19 @@ def alibi_slopes(spec: ModelSpec) -> Tensor:
     return slopes
 
 
-def rotary(spec: ModelSpec, step: Step) -> tuple[Tensor, Tensor] | None:
-    """cos and sin of the step's tokens, computed once for all layers."""
-    if spec.rope is None:
-        return None
-    return cos_sin(spec.rope, step.positions, step.lengths[step.sequences])
+class Rotary(nn.Module):
+    """cos and sin of a step's tokens, computed once for all layers."""
+
+    frequencies: Tensor
+    by_length: Tensor
+
+    def __init__(self, spec: RopeSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        frequencies, by_length = tables(spec)
+        self.register_buffer("frequencies", frequencies, persistent=False)
+        self.register_buffer("by_length", by_length, persistent=False)
+
+    def forward(self, step: Step) -> tuple[Tensor, Tensor]:
+        lengths = step.lengths.index_select(0, step.sequences)
+        return cos_sin(self.spec, (self.frequencies, self.by_length), step.positions, lengths)

@@ -1,14 +1,20 @@
-"""The operations that engines replace by kernels of their own, in plain PyTorch."""
+"""The operators that engines replace by kernels of their own, each with its meaning in plain PyTorch.
+
+They stay whole in an exported graph. Optional scales leave room for quantized weights and caches.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-from builders.spec import Activation
+from torch.library import custom_op
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,65 +41,188 @@ class LayerCache:
     v: Tensor
 
 
+torch.export.register_dataclass(Step)
+torch.export.register_dataclass(LayerCache)
+
+
+@custom_op("rankforge::attention", mutates_args=("k_cache", "v_cache"))
 def attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    cache: LayerCache,
-    step: Step,
-    *,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    positions: Tensor,
+    sequences: Tensor,
+    lengths: Tensor,
+    block_table: Tensor,
+    slopes: Tensor | None,
+    k_scale: Tensor | None,
+    v_scale: Tensor | None,
     scale: float,
-    window: int | None = None,
-    slopes: Tensor | None = None,
+    window: int,
 ) -> Tensor:
     """Write k and v [T, kv heads, D] to the cache, then attend with q [T, heads, D] causally.
 
-    `slopes` [heads] adds ALiBi's distance penalty; `window` limits how far back a token sees.
+    `slopes` [heads] adds ALiBi's distance penalty; `window` limits how far back a token sees, 0 is
+    no limit; `k_scale` and `v_scale` divide what is written to the cache and multiply what is read.
     """
-    block = cache.k.shape[1]
-    slots = step.block_table[step.sequences, step.positions // block] * block
-    slots = slots + step.positions % block
-    cache.k.view(-1, *k.shape[1:])[slots] = k
-    cache.v.view(-1, *v.shape[1:])[slots] = v
+    block = k_cache.shape[1]
+    slots = block_table[sequences, positions // block] * block + positions % block
+    for new, cache, quantum in ((k, k_cache, k_scale), (v, v_cache, v_scale)):
+        cache.view(-1, *new.shape[1:])[slots] = (new if quantum is None else new / quantum).to(cache.dtype)
 
     repeat = q.shape[1] // k.shape[1]
     keys, values = (
-        part[step.block_table].flatten(1, 2)[step.sequences].repeat_interleave(repeat, dim=2)
-        for part in (cache.k, cache.v)
+        _read(cache, quantum, block_table)[sequences].repeat_interleave(repeat, dim=2)
+        for cache, quantum in ((k_cache, k_scale), (v_cache, v_scale))
     )  # [T, slots, heads, D]
-    distance = step.positions[:, None] - torch.arange(keys.shape[1], device=q.device)  # [T, slots]
-    scores = torch.einsum("thd,tshd->ths", q.float(), keys.float()) * scale
+    distance = positions[:, None] - torch.arange(keys.shape[1], device=q.device)  # [T, slots]
+    scores = torch.einsum("thd,tshd->ths", q.float(), keys) * scale
     if slopes is not None:
         scores = scores - slopes[:, None] * distance[:, None]
-    hidden = distance < 0 if window is None else (distance < 0) | (distance >= window)
+    hidden = (distance < 0) | (distance >= window) if window else distance < 0
     scores = scores.masked_fill(hidden[:, None], float("-inf"))
-    return torch.einsum("ths,tshd->thd", scores.softmax(-1), values.float()).to(q.dtype)
+    return torch.einsum("ths,tshd->thd", scores.softmax(-1), values).to(q.dtype)
 
 
+def _read(cache: Tensor, quantum: Tensor | None, block_table: Tensor) -> Tensor:
+    """Every sequence's slots in order, [B, slots, kv heads, D]."""
+    slots = cache[block_table].flatten(1, 2).float()
+    return slots if quantum is None else slots * quantum
+
+
+@attention.register_fake
+def _(q: Tensor, *_others: object) -> Tensor:
+    return torch.empty_like(q)
+
+
+@custom_op("rankforge::rotate", mutates_args=())
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate the leading dimensions of every head of x [T, heads, D], half against half; cos [T, half]."""
+    half = cos.shape[-1]
+    first, second, rest = x.float().split([half, half, x.shape[-1] - 2 * half], dim=-1)
+    cos, sin = cos[:, None], sin[:, None]
+    rotated = [first * cos - second * sin, second * cos + first * sin, rest]
+    return torch.cat(rotated, dim=-1).to(x.dtype)
+
+
+@rotate.register_fake
+def _(x: Tensor, _cos: Tensor, _sin: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
+@custom_op("rankforge::moe", mutates_args=())
 def moe(
     x: Tensor,
-    chosen: Tensor,
-    weights: Tensor,
+    logits: Tensor,
     up: Tensor,
     down: Tensor,
-    *,
+    up_scale: Tensor | None,
+    down_scale: Tensor | None,
     first_expert: Tensor,
-    activation: Activation,
+    top_k: int,
+    renormalize: bool,
+    activation: str,
     gated: bool,
 ) -> Tensor:
-    """Sum over the experts held here of weight · expert(x).
+    """Sum over the chosen experts that are held here of weight · expert(x).
 
-    x [T, H]; chosen and weights [T, top_k]; up [experts, width, H]; down [experts, H, width].
+    x [T, H]; logits [T, all experts]; up [experts, width, H]; down [experts, H, width].
     """
+    weights, chosen = route(logits, top_k, renormalize)
+    up, down = _dequantized(up, up_scale, x.dtype), _dequantized(down, down_scale, x.dtype)
     out = torch.zeros_like(x)
     for expert in range(up.shape[0]):
         token, place = torch.where(chosen == expert + first_expert)
         hidden = act(F.linear(x[token], up[expert]), activation, gated)
-        out.index_add_(0, token, F.linear(hidden, down[expert]) * weights[token, place, None])
+        out.index_add_(0, token, F.linear(hidden, down[expert]) * weights[token, place, None].to(x.dtype))
     return out
 
 
-def act(x: Tensor, activation: Activation, gated: bool) -> Tensor:
+@moe.register_fake
+def _(x: Tensor, *_others: object) -> Tensor:
+    return torch.empty_like(x)
+
+
+def route(logits: Tensor, top_k: int, renormalize: bool) -> tuple[Tensor, Tensor]:
+    """Weights and experts [T, top_k]."""
+    if renormalize:
+        best, chosen = logits.float().topk(top_k)
+        return best.softmax(-1), chosen
+    best, chosen = logits.float().softmax(-1).topk(top_k)
+    return best, chosen
+
+
+@custom_op("rankforge::quantized_linear", mutates_args=())
+def quantized_linear(
+    x: Tensor, weight: Tensor, scale: Tensor, zero: Tensor | None, bias: Tensor | None
+) -> Tensor:
+    """x · ((weight - zero) · scale)ᵀ + bias.
+
+    weight [out, in] is stored narrow; scale and zero [out, groups] hold for in / groups columns each.
+    """
+    wide = weight.to(x.dtype).unflatten(-1, (scale.shape[-1], -1))
+    if zero is not None:
+        wide = wide - zero[..., None].to(x.dtype)
+    return F.linear(x, (wide * scale[..., None].to(x.dtype)).flatten(1), bias)
+
+
+@quantized_linear.register_fake
+def _(x: Tensor, weight: Tensor, *_others: object) -> Tensor:
+    return x.new_empty(*x.shape[:-1], weight.shape[0])
+
+
+def _dequantized(weight: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
+    return weight if scale is None else (weight.to(dtype) * scale.to(dtype))
+
+
+class Communicator(Protocol):
+    """Joins the ranks of a group."""
+
+    def all_reduce(self, x: Tensor) -> Tensor:
+        """The sum over ranks."""
+
+    def all_gather(self, x: Tensor) -> Tensor:
+        """All ranks' tensors, side by side along the last dimension."""
+
+
+_tensor_parallel: ContextVar[Communicator] = ContextVar("tensor_parallel")
+
+
+@contextmanager
+def tensor_parallel(comm: Communicator) -> Iterator[None]:
+    """The group that the collectives of this thread's graphs mean."""
+    token = _tensor_parallel.set(comm)
+    try:
+        yield
+    finally:
+        _tensor_parallel.reset(token)
+
+
+@custom_op("rankforge::all_reduce", mutates_args=())
+def all_reduce(x: Tensor, ranks: int) -> Tensor:
+    """The sum over the tensor parallel ranks."""
+    return _tensor_parallel.get().all_reduce(x)
+
+
+@all_reduce.register_fake
+def _(x: Tensor, _ranks: int) -> Tensor:
+    return torch.empty_like(x)
+
+
+@custom_op("rankforge::all_gather", mutates_args=())
+def all_gather(x: Tensor, ranks: int) -> Tensor:
+    """The tensor parallel ranks' tensors, side by side along the last dimension."""
+    return _tensor_parallel.get().all_gather(x)
+
+
+@all_gather.register_fake
+def _(x: Tensor, ranks: int) -> Tensor:
+    return x.new_empty(*x.shape[:-1], x.shape[-1] * ranks)
+
+
+def act(x: Tensor, activation: str, gated: bool) -> Tensor:
     """The activation; where gated, of the first half, times the second."""
     if gated:
         gate, x = x.chunk(2, dim=-1)
@@ -101,7 +230,7 @@ def act(x: Tensor, activation: Activation, gated: bool) -> Tensor:
     return _ACTIVATIONS[activation](x)
 
 
-_ACTIVATIONS = {
+_ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
     "silu": F.silu,

@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from builders.decoder import Decoder
-from builders.layers import Embedding, Norm, alibi_slopes
+from builders.layers import Embedding, Norm, Rotary, alibi_slopes
 from builders.mapping import Mapping, Place
+from builders.ops import all_gather, all_reduce
 
 
-class Communicator(Protocol):
-    """Joins the tensor parallel ranks of one pipeline stage."""
-
-    def all_reduce(self, x: Tensor) -> Tensor:
-        """The sum over ranks."""
-
-    def all_gather(self, x: Tensor) -> Tensor:
-        """All ranks' tensors, side by side along the last dimension."""
-
-
-def set_rank_constants(decoder: Decoder, mapping: Mapping, place: Place) -> None:
-    """What ranks of equal shape differ in beside their weights."""
+def set_constants(decoder: Decoder, mapping: Mapping, place: Place) -> None:
+    """What is neither in the checkpoint nor in the graph; ranks of equal shape may differ in it."""
+    if decoder.spec.rope is not None:
+        decoder.rotary = Rotary(decoder.spec.rope)
     heads = decoder.shape.num_heads
     for layer in decoder.layers.values():
         if decoder.spec.position == "alibi":
@@ -32,30 +24,31 @@ def set_rank_constants(decoder: Decoder, mapping: Mapping, place: Place) -> None
             layer.moe.first_expert = torch.tensor(place.ep * decoder.shape.num_experts)
 
 
-def parallelize(decoder: Decoder, mapping: Mapping, place: Place, comm: Communicator) -> None:
+def parallelize(decoder: Decoder, mapping: Mapping, place: Place) -> None:
     """Insert the collectives that make this decoder one of `mapping.tp_size` ranks."""
-    if mapping.tp_size == 1:
+    ranks = mapping.tp_size
+    if ranks == 1:
         return
     for layer in decoder.layers.values():
-        _sum_output(layer.attn.o, comm)
-        _sum_output(layer.moe if decoder.spec.moe else layer.mlp.down, comm)
+        _sum_output(layer.attn.o, ranks)
+        _sum_output(layer.moe if decoder.spec.moe else layer.mlp.down, ranks)
         if decoder.spec.qk_norm == "whole":
-            layer.attn.q_norm = SplitNorm(layer.attn.q_norm, mapping.tp_size, comm)
-            layer.attn.k_norm = SplitNorm(layer.attn.k_norm, mapping.tp_size, comm)
+            layer.attn.q_norm = SplitNorm(layer.attn.q_norm, ranks)
+            layer.attn.k_norm = SplitNorm(layer.attn.k_norm, ranks)
     if decoder.shape.first and mapping.embedding_split == "vocab":
-        decoder.embed = VocabEmbedding(decoder.embed, place, comm)
+        decoder.embed = VocabEmbedding(decoder.embed, place, ranks)
     if decoder.shape.first and mapping.embedding_split == "hidden":
-        _gather_output(decoder.embed, comm)
+        _gather_output(decoder.embed, ranks)
     if decoder.shape.last:
-        _gather_output(decoder.head, comm)
+        _gather_output(decoder.head, ranks)
 
 
-def _sum_output(module: nn.Module, comm: Communicator) -> None:
-    module.register_forward_hook(lambda _module, _inputs, output: comm.all_reduce(output))
+def _sum_output(module: nn.Module, ranks: int) -> None:
+    module.register_forward_hook(lambda _module, _inputs, output: all_reduce(output, ranks))
 
 
-def _gather_output(module: nn.Module, comm: Communicator) -> None:
-    module.register_forward_hook(lambda _module, _inputs, output: comm.all_gather(output))
+def _gather_output(module: nn.Module, ranks: int) -> None:
+    module.register_forward_hook(lambda _module, _inputs, output: all_gather(output, ranks))
 
 
 class VocabEmbedding(nn.Module):
@@ -63,18 +56,18 @@ class VocabEmbedding(nn.Module):
 
     first: Tensor
 
-    def __init__(self, table: Embedding, place: Place, comm: Communicator) -> None:
+    def __init__(self, table: Embedding, place: Place, ranks: int) -> None:
         super().__init__()
-        self.weight, self.comm = table.weight, comm
+        self.weight, self.ranks = table.weight, ranks
         first = torch.tensor(place.tp * table.weight.shape[0])
         self.register_buffer("first", first, persistent=False)
 
     def forward(self, ids: Tensor) -> Tensor:
         rows = self.weight.shape[0]
         local = ids - self.first
-        held = (local >= 0) & (local < rows)
-        x = self.weight[local.clamp(0, rows - 1)] * held[:, None].to(self.weight.dtype)
-        return self.comm.all_reduce(x)
+        held = torch.logical_and(local >= 0, local < rows)
+        x = F.embedding(local.clamp(0, rows - 1), self.weight) * held.unsqueeze(1).to(self.weight.dtype)
+        return all_reduce(x, self.ranks)
 
 
 class SplitNorm(nn.Module):
@@ -83,16 +76,16 @@ class SplitNorm(nn.Module):
     Where ranks hold copies of a head, every head is copied equally often, so the means stay right.
     """
 
-    def __init__(self, norm: Norm, ranks: int, comm: Communicator) -> None:
+    def __init__(self, norm: Norm, ranks: int) -> None:
         super().__init__()
-        self.norm, self.ranks, self.comm = norm, ranks, comm
+        self.norm, self.ranks = norm, ranks
 
     def forward(self, x: Tensor) -> Tensor:
         norm, wide = self.norm, x.float()
         mean = torch.zeros_like(wide[..., :1]) if norm.kind == "rmsnorm" else wide.mean(-1, keepdim=True)
         spread = (wide - mean).square().mean(-1, keepdim=True)
         moments = torch.cat([mean, mean.square(), spread], dim=-1)
-        mean, square, spread = (self.comm.all_reduce(moments) / self.ranks).chunk(3, dim=-1)
+        mean, square, spread = (all_reduce(moments, self.ranks) / self.ranks).chunk(3, dim=-1)
         scaled = (wide - mean) * torch.rsqrt(spread + square - mean.square() + norm.eps)
         weight = norm.weight + 1 if norm.kind == "layernorm1p" else norm.weight
         out = scaled.to(x.dtype) * weight

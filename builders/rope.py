@@ -10,58 +10,46 @@ from torch import Tensor
 from builders.spec import RopeSpec
 
 
-def cos_sin(spec: RopeSpec, positions: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+def tables(spec: RopeSpec) -> tuple[Tensor, Tensor]:
+    """The frequencies [rotary_dim / 2], and beside them what the length of the context changes:
+    the frequencies of long contexts (`longrope`) or the powers of its growth (`dynamic`)."""
+    exponents = torch.arange(0, spec.rotary_dim, 2).float() / spec.rotary_dim
+    plain = 1.0 / spec.theta**exponents
+    if spec.kind == "dynamic":
+        return plain, -exponents * spec.rotary_dim / (spec.rotary_dim - 2)
+    if spec.kind == "longrope":
+        return plain / torch.tensor(spec.short_factor), plain / torch.tensor(spec.long_factor)
+    scaled = {"llama3": _llama3, "yarn": _yarn}.get(spec.kind, _linear)(spec, plain)
+    return scaled, torch.empty(0)
+
+
+def cos_sin(
+    spec: RopeSpec, table: tuple[Tensor, Tensor], positions: Tensor, lengths: Tensor
+) -> tuple[Tensor, Tensor]:
     """cos and sin [T, rotary_dim / 2] for tokens at `positions` in contexts of `lengths` [T].
 
     Only `dynamic` and `longrope` read the lengths: the context that a token's own step has reached
     decides its frequencies, and keys already in the cache keep theirs.
     """
-    frequencies = _frequencies(spec, lengths)
-    angles = positions[:, None].float() * frequencies
-    return angles.cos() * spec.attention_factor, angles.sin() * spec.attention_factor
+    angles = positions.unsqueeze(1).float() * _frequencies(spec, table, lengths)
+    cos, sin = angles.cos(), angles.sin()
+    if spec.attention_factor == 1:
+        return cos, sin
+    return cos * spec.attention_factor, sin * spec.attention_factor
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the leading dimensions of every head of x [T, heads, head_dim], half against half."""
-    half = cos.shape[-1]
-    first, second, rest = x.float().split([half, half, x.shape[-1] - 2 * half], dim=-1)
-    cos, sin = cos[:, None], sin[:, None]
-    rotated = [first * cos - second * sin, second * cos + first * sin, rest]
-    return torch.cat(rotated, dim=-1).to(x.dtype)
-
-
-def _frequencies(spec: RopeSpec, lengths: Tensor) -> Tensor:
+def _frequencies(spec: RopeSpec, table: tuple[Tensor, Tensor], lengths: Tensor) -> Tensor:
     """[rotary_dim / 2], or [T, rotary_dim / 2] where they depend on the context length."""
-    device = lengths.device
     if spec.kind == "dynamic":
-        return _dynamic(spec, lengths)
+        reached = lengths.clamp(min=spec.max_positions).unsqueeze(1).float() / spec.max_positions
+        return table[0] * (reached * spec.factor + (1 - spec.factor)) ** table[1]
     if spec.kind == "longrope":
-        short, long = (
-            _plain(spec, device) / torch.tensor(factors, device=device)
-            for factors in (spec.short_factor, spec.long_factor)
-        )
-        return torch.where(lengths[:, None] > spec.original_max_positions, long, short)
-    if spec.kind == "llama3":
-        return _llama3(spec, _plain(spec, device))
-    if spec.kind == "yarn":
-        return _yarn(spec, _plain(spec, device))
-    return _plain(spec, device) / spec.factor
+        return torch.where(lengths.unsqueeze(1) > spec.original_max_positions, table[1], table[0])
+    return table[0]
 
 
-def _exponents(spec: RopeSpec, device: torch.device) -> Tensor:
-    return torch.arange(0, spec.rotary_dim, 2, device=device).float() / spec.rotary_dim
-
-
-def _plain(spec: RopeSpec, device: torch.device) -> Tensor:
-    return 1.0 / spec.theta ** _exponents(spec, device)
-
-
-def _dynamic(spec: RopeSpec, lengths: Tensor) -> Tensor:
-    """NTK: the base grows with the context once it is longer than the model was trained for."""
-    reached = lengths.clamp(min=spec.max_positions).float()[:, None] / spec.max_positions
-    growth = spec.factor * reached - (spec.factor - 1)
-    base = spec.theta * growth ** (spec.rotary_dim / (spec.rotary_dim - 2))
-    return 1.0 / base ** _exponents(spec, lengths.device)
+def _linear(spec: RopeSpec, plain: Tensor) -> Tensor:
+    return plain / spec.factor
 
 
 def _llama3(spec: RopeSpec, plain: Tensor) -> Tensor:
@@ -79,8 +67,7 @@ def _yarn(spec: RopeSpec, plain: Tensor) -> Tensor:
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, spec.rotary_dim - 1)
     high += 0.001 if high == low else 0
-    dims = torch.arange(plain.shape[0], device=plain.device).float()
-    stretch = ((dims - low) / (high - low)).clamp(0, 1)
+    stretch = ((torch.arange(plain.shape[0]).float() - low) / (high - low)).clamp(0, 1)
     return stretch * plain / spec.factor + (1 - stretch) * plain
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from itertools import repeat
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from builders.checkpoint import load_rank, read_manifest
-from builders.ops import LayerCache, Step
+from builders.decoder import Decoder
+from builders.ops import LayerCache, Step, tensor_parallel
 from builders.parallel import parallelize
 
 BLOCK = 4
@@ -36,7 +38,7 @@ class ThreadGroup:
 
 
 class Member:
-    """One rank's end of a group: a `builders.parallel.Communicator`."""
+    """One rank's end of a group: a `builders.ops.Communicator`."""
 
     def __init__(self, group: ThreadGroup, index: int) -> None:
         self._group, self._index = group, index
@@ -59,8 +61,8 @@ class Ranks:
             group = ThreadGroup(self.mapping.tp_size)
             ranks = [load_rank(folder, stage * self.mapping.tp_size + tp) for tp in range(self.mapping.tp_size)]
             for tp, decoder in enumerate(ranks):
-                parallelize(decoder, self.mapping, self.mapping.place(tp), group.member(tp))
-            self.stages.append(ranks)
+                parallelize(decoder, self.mapping, self.mapping.place(tp))
+            self.stages.append([(decoder, group.member(tp)) for tp, decoder in enumerate(ranks)])
             self.caches.append([decoder.new_caches(batch * blocks, BLOCK) for decoder in ranks])
         # Blocks of different sequences interleave, so a wrong block table cannot go unnoticed.
         self.block_table = torch.arange(batch * blocks).view(blocks, batch).t().contiguous()
@@ -78,7 +80,7 @@ class Ranks:
         )
         x = ids.flatten()
         for ranks, caches in zip(self.stages, self.caches, strict=True):
-            outputs = self.pool.map(lambda rank, cache, x=x: rank(x, step, cache), ranks, caches)
+            outputs = self.pool.map(_run, ranks, caches, repeat((x, step)))
             x = same(list(outputs))
         return x.view(batch, length, -1)
 
@@ -91,11 +93,15 @@ class Ranks:
         return ids
 
 
+def _run(rank: tuple[Decoder, Member], caches: list[LayerCache], inputs: tuple[Tensor, Step]) -> Tensor:
+    decoder, member = rank
+    with tensor_parallel(member):
+        return decoder(*inputs, caches)  # type: ignore[no-any-return]
+
+
 def same(outputs: list[Tensor]) -> Tensor:
     """What all ranks agree on."""
     for other in outputs[1:]:
         torch.testing.assert_close(other, outputs[0], rtol=0, atol=0)
     return outputs[0]
 
-
-__all__ = ["LayerCache", "Ranks", "ThreadGroup"]

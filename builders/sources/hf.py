@@ -7,7 +7,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from builders.errors import SourceError
+from builders.errors import ConfigError, SourceError
 from builders.families import from_transformers
 from builders.sources.opened import Opened
 from builders.sources.stored import Index, Stored, index_file
@@ -25,6 +25,8 @@ TOKENIZER_PATTERNS = (
     "chat_template.*",
 )
 """What a tokenizer may consist of."""
+
+_DTYPE_NAMES = ("float32", "float16", "bfloat16")
 
 _WEIGHTS = (
     ("model.safetensors.index.json", "model.safetensors"),
@@ -90,11 +92,13 @@ def companions(folder: Path) -> tuple[list[Path], Path | None]:
 
 def open_folder(folder: Path, *, ignored: Collection[str] = (), config_only: bool = False) -> Opened:
     """Understand a folder; with `config_only` its weights are not looked at."""
-    family, spec = from_transformers(read_json(folder / "config.json"), ignored)
+    values = read_json(folder / "config.json")
+    family, spec = from_transformers(values, ignored)
     tokenizer, generation = companions(folder)
     return Opened(
         family=family,
         spec=spec,
+        dtype=_dtype(values),
         index={} if config_only else index_folder(folder),
         weights=[] if config_only else weight_files(folder),
         tokenizer=tokenizer,
@@ -104,5 +108,13 @@ def open_folder(folder: Path, *, ignored: Collection[str] = (), config_only: boo
 
 def open_config(file: Path, *, ignored: Collection[str] = ()) -> Opened:
     """Understand a configuration alone, for weights made up at random."""
-    family, spec = from_transformers(read_json(file), ignored)
-    return Opened(family=family, spec=spec, index={})
+    values = read_json(file)
+    family, spec = from_transformers(values, ignored)
+    return Opened(family=family, spec=spec, dtype=_dtype(values), index={})
+
+
+def _dtype(values: dict[str, Any]) -> str | None:
+    name = values.get("dtype") or values.get("torch_dtype")
+    if name is not None and name not in _DTYPE_NAMES:
+        raise ConfigError(f"config field dtype={name!r}: known: {', '.join(_DTYPE_NAMES)}")
+    return name

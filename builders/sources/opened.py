@@ -26,6 +26,8 @@ class Opened:
     """Files to copy into `tokenizer/`."""
     generation: Path | None = None
     """generation_config.json, where the source has one."""
+    dtype: str | None = None
+    """What the configuration says; only asked where there are no weights."""
 
 
 def open_source(
