@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from functools import partial
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from threading import Thread
@@ -23,7 +24,7 @@ def run_ranks(plan: ConvertPlan, folder: Path, *, workers: int, advance: Advance
     """Write every rank's file into the folder; the first error ends it and the other workers."""
     ranks = range(plan.mapping.world_size)
     if min(workers, len(ranks)) == 1:
-        return [convert_rank(plan, rank, folder, lambda size, r=rank: advance(r, size)) for rank in ranks]
+        return [convert_rank(plan, rank, folder, partial(advance, rank)) for rank in ranks]
     with _progress(advance) as queue, _pool(min(workers, len(ranks)), queue) as pool:
         jobs = [pool.submit(_convert_in_worker, plan, rank, folder) for rank in ranks]
         try:

@@ -20,7 +20,7 @@ def source_files(opened: Opened, known: Mapping[str, SourceFile]) -> dict[str, S
     """The hashes of everything a checkpoint is made from; files that look unchanged are not read again."""
     files = {file.name: file for file in (*opened.weights, *travelling(opened))}
     with ThreadPoolExecutor(4) as pool:
-        return dict(zip(files, pool.map(lambda name: _source_file(files[name], known.get(name)), files)))
+        return dict(zip(files, pool.map(_source_file, files.values(), map(known.get, files)), strict=True))
 
 
 def travelling(opened: Opened) -> Iterable[Path]:
@@ -58,7 +58,9 @@ def place(draft: Path, output: Path, scratch: Scratch, *, replace: bool) -> None
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
             raise
-        raise ArtifactError(f"{output}: appeared while this conversion ran; look at it, then run again") from error
+        raise ArtifactError(
+            f"{output}: appeared while this conversion ran; look at it, then run again"
+        ) from error
     disk.sync(output.parent)
 
 
@@ -69,7 +71,9 @@ def existing(output: Path) -> Manifest | None:
     try:
         return read_manifest(output)
     except ArtifactError as error:
-        raise ArtifactError(f"{output}: exists and is not a whole checkpoint of ours; choose or remove it") from error
+        raise ArtifactError(
+            f"{output}: exists and is not a whole checkpoint of ours; choose or remove it"
+        ) from error
 
 
 def is_whole(output: Path, manifest: Manifest) -> bool:

@@ -12,16 +12,16 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from builders.constants import rank_constants, set_constants
 from builders.convert import read_rows
 from builders.decoder import Decoder, empty_decoder
 from builders.errors import ArtifactError, ConfigError
 from builders.keys import content_key
 from builders.mapping import Mapping as RankMapping
-from builders.parallel import set_constants
 from builders.params import params
+from builders.plain import from_json
 from builders.shard import targets
 from builders.sources.pieces import RandomPieces
-from builders.plain import from_json
 from builders.spec import ModelSpec
 from builders.store import disk
 from builders.tensor_file import Written
@@ -88,11 +88,15 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         data = json.loads(file.read_text())
     except (OSError, ValueError) as error:
-        raise ArtifactError(f"{folder}: not a rankforge checkpoint ({error}); make one with `rankforge convert`") from error
+        raise ArtifactError(
+            f"{folder}: not a rankforge checkpoint ({error}); make one with `rankforge convert`"
+        ) from error
     if not isinstance(data, dict) or data.pop("format", None) != FORMAT:
         raise ArtifactError(f"{folder}: not a rankforge checkpoint; make one with `rankforge convert`")
     if (version := data.pop("format_version", None)) != FORMAT_VERSION:
-        raise ArtifactError(f"{file}: format version {version}, this rankforge reads {FORMAT_VERSION}; convert again")
+        raise ArtifactError(
+            f"{file}: format version {version}, this rankforge reads {FORMAT_VERSION}; convert again"
+        )
     key = data.pop("key", None)
     try:
         manifest = from_json(Manifest, data)
@@ -106,14 +110,18 @@ def read_manifest(folder: Path) -> Manifest:
 def load_rank(folder: Path, rank: int, *, verify: bool = False) -> Decoder:
     """One rank's decoder with its weights, mapped from its file where there is one."""
     manifest = read_manifest(folder)
-    tensors = _made_up(manifest, rank) if manifest.random_seed is not None else _stored(folder, manifest, rank, verify)
+    tensors = (
+        _made_up(manifest, rank)
+        if manifest.random_seed is not None
+        else _stored(folder, manifest, rank, verify)
+    )
     decoder = empty_decoder(manifest.spec, manifest.mapping, rank)
     place = manifest.mapping.place(rank)
     if "head.weight" not in tensors and decoder.shape.last:
         first = 0 if manifest.mapping.embedding_split == "vocab" else place.tp * decoder.shape.vocab_size
         tensors["head.weight"] = tensors["embed.weight"][first : first + decoder.shape.vocab_size]
     decoder.load_state_dict(tensors, assign=True)
-    set_constants(decoder, manifest.mapping, place)
+    set_constants(decoder, rank_constants(manifest.spec, manifest.mapping, rank))
     return decoder
 
 

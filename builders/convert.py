@@ -65,7 +65,9 @@ def target_chunks(target: Target, pieces: Pieces, plan: ConvertPlan) -> Iterator
         rows_at_once = max(1, _CHUNK_BYTES // (plan.dtype.itemsize * torch.Size(part.shape[1:]).numel()))
         for start in range(part.rows[0], part.rows[1], rows_at_once):
             stop = min(start + rows_at_once, part.rows[1])
-            yield read_rows(pieces, part, (start, stop), plan.located[part.param].param.shape[0]).to(plan.dtype)
+            yield read_rows(pieces, part, (start, stop), plan.located[part.param].param.shape[0]).to(
+                plan.dtype
+            )
 
 
 def read_rows(pieces: Pieces, part: Slice, rows: tuple[int, int], num_rows: int) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
@@ -20,9 +22,11 @@ class Decoder(nn.Module):
         if self.shape.first:
             split = {"none": (1, 1), "vocab": (mapping.tp_size, 1), "hidden": (1, mapping.tp_size)}
             rows, cols = split[mapping.embedding_split]
-            self.embed = Embedding(padded_vocab(spec, mapping) // rows, spec.hidden_size // cols)
+            self.embed: nn.Module = Embedding(padded_vocab(spec, mapping) // rows, spec.hidden_size // cols)
             learned = spec.position == "learned"
-            self.positions = Embedding(spec.max_positions, spec.hidden_size) if learned else None
+            self.positions: nn.Module | None = (
+                Embedding(spec.max_positions, spec.hidden_size) if learned else None
+            )
         self.rotary = Rotary(spec.rope) if spec.rope else None
         self.layers = nn.ModuleDict({str(i): Block(spec, self.shape, i) for i in self.shape.layers})
         if self.shape.last:
@@ -35,9 +39,14 @@ class Decoder(nn.Module):
         if self.shape.first:
             x = embedded(self.spec, self.embed, self.positions, x, step.positions)
         angles = self.rotary(step) if self.rotary else None
-        for layer, cache in zip(self.layers.values(), caches, strict=True):
+        for layer, cache in zip(self.blocks, caches, strict=True):
             x = layer(x, angles, step, cache)
         return logits(self.spec, self.norm, self.head, x, step.wanted) if self.shape.last else x
+
+    @property
+    def blocks(self) -> list[Block]:
+        """The layers of this rank, in order."""
+        return [cast(Block, layer) for layer in self.layers.values()]
 
     def new_caches(self, num_blocks: int, tokens_per_block: int) -> list[LayerCache]:
         """Empty caches for the layers of this rank, in the dtype and on the device of its weights."""

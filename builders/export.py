@@ -3,20 +3,26 @@ one for what comes after. Every engine is made from these and from nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import Dim, ExportedProgram, export
+from torch.export.graph_signature import InputKind
+from torch.utils._pytree import tree_flatten
 
 from builders.decoder import Decoder, embedded, logits
+from builders.mapping import Mapping
 from builders.ops import LayerCache, Step
+from builders.parallel import parallelize
+from builders.program import Program, operator_name, program_of
+from builders.spec import ModelSpec
 
-Piece = Literal["embed", "rotary", "block", "head"]
-
-TOKENS, BATCH, TABLE, BLOCKS, WANTED = (Dim(name) for name in ("tokens", "batch", "table", "blocks", "wanted"))
+TOKENS, BATCH, TABLE, BLOCKS, WANTED = (
+    Dim(name) for name in ("tokens", "batch", "table", "blocks", "wanted")
+)
 
 OPERATORS = frozenset(
     """
@@ -26,7 +32,7 @@ OPERATORS = frozenset(
     aten.add aten.sub aten.mul aten.div aten.pow aten.square aten.rsqrt aten.mean
     aten.cos aten.sin aten.where aten.gt aten.ge aten.lt aten.logical_and aten.clamp
     aten.silu aten.gelu aten.relu aten.to aten.narrow aten.unsqueeze aten.flatten aten.unflatten
-    aten.split_with_sizes aten.chunk aten.cat aten.zeros_like
+    aten.split_with_sizes aten.chunk aten.cat aten.zeros_like getitem
     """.split()
 )
 """All that a graph may hold; every lowering knows all of them."""
@@ -38,36 +44,43 @@ class UnknownOperator(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Graphs:
-    """The exported pieces of one rank. Layers of equal structure share a graph."""
+    """The exported pieces of one rank. Layers of equal structure share a program."""
 
-    embed: ExportedProgram | None
-    rotary: ExportedProgram | None
-    blocks: Mapping[str, ExportedProgram]
-    """Structure to graph."""
-    layers: Mapping[int, str]
-    """Layer to structure."""
-    head: ExportedProgram | None
+    embed: Program | None
+    rotary: Program | None
+    blocks: tuple[Program, ...]
+    """One a distinct structure."""
+    layers: tuple[int, ...]
+    """For every layer of the rank, which of the blocks it is."""
+    head: Program | None
 
 
-def export_rank(decoder: Decoder) -> Graphs:
-    """Export every piece; the decoder's weights become inputs and are not read."""
-    layers = {int(index): _structure(decoder, int(index)) for index in decoder.layers}
-    first_of = {structure: index for index, structure in reversed(layers.items())}
+def export_rank(spec: ModelSpec, mapping: Mapping, rank: int, dtype: torch.dtype) -> Graphs:
+    """Export every piece of a rank; no weights are made, whatever the model's size."""
+    with FakeTensorMode():
+        decoder = Decoder(spec, mapping, rank).eval()
+        _set_dtype(decoder, dtype)
+        parallelize(decoder, mapping, mapping.place(rank))
+        return _export_pieces(decoder)
+
+
+def _set_dtype(decoder: Decoder, dtype: torch.dtype) -> None:
+    """Of the weights alone: constants stay as they are."""
+    for module in decoder.modules():
+        for name, weight in module.named_parameters(recurse=False):
+            setattr(module, name, nn.Parameter(torch.empty(weight.shape, dtype=dtype), requires_grad=False))
+
+
+def _export_pieces(decoder: Decoder) -> Graphs:
+    blocks = decoder.blocks
+    distinct = range(len(blocks)) if decoder.spec.scale_by_layer else range(1)
     return Graphs(
         embed=_export(_Embed(decoder), _embed_inputs()) if decoder.shape.first else None,
         rotary=_export(decoder.rotary, _rotary_inputs()) if decoder.rotary else None,
-        blocks={
-            structure: _export(decoder.layers[str(index)], _block_inputs(decoder))
-            for structure, index in first_of.items()
-        },
-        layers=layers,
+        blocks=tuple(_export(blocks[index], _block_inputs(decoder)) for index in distinct),
+        layers=tuple(min(index, distinct[-1]) for index in range(len(blocks))),
         head=_export(_Head(decoder), _head_inputs(decoder)) if decoder.shape.last else None,
     )
-
-
-def _structure(decoder: Decoder, layer: int) -> str:
-    """Layers differ in nothing but weights, unless the attention scale depends on the layer."""
-    return f"block{layer}" if decoder.spec.scale_by_layer else "block"
 
 
 class _Embed(nn.Module):
@@ -141,32 +154,39 @@ _STEP_DIMS = [{0: TOKENS}, {0: TOKENS}, {0: BATCH}, {0: BATCH, 1: TABLE}, {0: WA
 """In the order of Step's fields."""
 
 
-def _export(module: nn.Module, inputs: Inputs) -> ExportedProgram:
+def _export(module: nn.Module, inputs: Inputs) -> Program:
     examples, dims = inputs
-    program = export(module, examples, dynamic_shapes=dims, strict=False)
-    _drop_assertions(program)
-    check_operators(program)
-    return program
+    exported = export(module, examples, dynamic_shapes=dims, strict=False)
+    _drop_assertions(exported.graph)
+    check_operators(exported.graph)
+    return program_of(exported, _symbols(exported, dims))
 
 
-def _drop_assertions(program: ExportedProgram) -> None:
+def _symbols(exported: ExportedProgram, dims: tuple[Any, ...]) -> dict[str, str]:
+    """What the tracer's symbols are called, from the dynamic dimensions of the inputs."""
+    specs = exported.graph_signature.input_specs
+    inputs = {spec.arg.name for spec in specs if spec.kind is InputKind.USER_INPUT}
+    values = [node.meta.get("val") for node in exported.graph.nodes if node.name in inputs]
+    axes, _ = tree_flatten(list(dims), is_leaf=lambda leaf: leaf is None or isinstance(leaf, dict))
+    return {
+        str(value.shape[axis]): dim.__name__
+        for value, named in zip(values, axes, strict=True)
+        for axis, dim in (named or {}).items()
+    }
+
+
+def _drop_assertions(graph: torch.fx.Graph) -> None:
     """Tracing notes what it assumed of dtypes; nothing computes with that."""
-    for node in list(program.graph.nodes):
+    for node in list(graph.nodes):
         if node.target is torch.ops.aten._assert_tensor_metadata.default:
-            program.graph.erase_node(node)
-    program.graph_module.recompile()
+            graph.erase_node(node)
 
 
-def check_operators(program: ExportedProgram) -> None:
+def check_operators(graph: torch.fx.Graph) -> None:
     """Refuse an operator that is not in the table, with where it came from."""
-    for node in program.graph.nodes:
-        name = _operator(node)
-        if name is not None and name not in OPERATORS:
-            stack = node.meta.get("stack_trace", "").strip().splitlines()
-            raise UnknownOperator(f"{name}: no engine knows this operator; it comes from {' '.join(stack[-2:])}")
-
-
-def _operator(node: torch.fx.Node) -> str | None:
-    if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
-        return None
-    return f"{node.target.namespace}.{node.target._schema.name.split('::')[1]}"
+    for node in graph.nodes:
+        if node.op == "call_function" and operator_name(node.target) not in OPERATORS:
+            origin = " ".join(node.meta.get("stack_trace", "").strip().splitlines()[-2:])
+            raise UnknownOperator(
+                f"{operator_name(node.target)}: no engine knows this operator; from {origin}"
+            )

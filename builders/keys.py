@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 from builders.errors import ArtifactError
 
-Json: TypeAlias = "None | bool | int | float | str | Sequence[Json] | Mapping[str, Json]"
+Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json] | None"
 
 _KEY = re.compile("[0-9a-f]{64}")
 _KIND = re.compile("[a-z][a-z0-9_-]*")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -66,12 +64,15 @@ class Attention(nn.Module):
         self.qkv = Linear(spec.hidden_size, q + 2 * kv, bias=spec.qkv_bias)
         if spec.qk_norm:
             whole = spec.qk_norm == "whole"
-            self.q_norm = Norm(spec, q if whole else spec.head_dim)
-            self.k_norm = Norm(spec, kv if whole else spec.head_dim)
+            self.q_norm: nn.Module = Norm(spec, q if whole else spec.head_dim)
+            self.k_norm: nn.Module = Norm(spec, kv if whole else spec.head_dim)
         self.o = Linear(q, spec.hidden_size, bias=spec.attention_out_bias)
-        self.register_buffer("slopes", None, persistent=False)
+        slopes = torch.empty(self.heads) if spec.position == "alibi" else None
+        self.register_buffer("slopes", slopes, persistent=False)
 
-    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, step: Step, cache: LayerCache) -> Tensor:
+    def forward(
+        self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, step: Step, cache: LayerCache
+    ) -> Tensor:
         q, k, v = self._project(x)
         if rotary is not None:
             q, k = rotate(q, *rotary), rotate(k, *rotary)
@@ -174,19 +175,16 @@ class Block(nn.Module):
         else:
             self.moe = Moe(spec, shape)
 
-    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, step: Step, cache: LayerCache) -> Tensor:
+    def forward(
+        self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, step: Step, cache: LayerCache
+    ) -> Tensor:
         x = x + self.attn(self.attn_norm(x), rotary, step, cache)
-        ffn = self.mlp if hasattr(self, "mlp") else self.moe
-        return x + ffn(self.mlp_norm(x))  # type: ignore[no-any-return]
+        return x + self.ffn(self.mlp_norm(x))  # type: ignore[no-any-return]
 
-
-def alibi_slopes(spec: ModelSpec) -> Tensor:
-    """[num_heads] How fast each head forgets; head counts that are no power of two interleave."""
-    full = 2 ** math.ceil(math.log2(spec.num_heads))
-    slopes = 2.0 ** -(torch.arange(1, full + 1) * spec.alibi_bias_max / full)
-    if full != spec.num_heads:
-        slopes = torch.cat([slopes[1::2], slopes[::2]])[: spec.num_heads]
-    return slopes
+    @property
+    def ffn(self) -> Mlp | Moe:
+        """Whichever of the two this model has."""
+        return self.mlp if hasattr(self, "mlp") else self.moe
 
 
 class Rotary(nn.Module):

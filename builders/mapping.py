@@ -152,8 +152,7 @@ def _check_moe(spec: ModelSpec, mapping: Mapping) -> None:
     works = [
         size
         for size in _divisors(mapping.tp_size)
-        if spec.moe.num_experts % size == 0
-        and spec.intermediate_size % (mapping.tp_size // size) == 0
+        if spec.moe.num_experts % size == 0 and spec.intermediate_size % (mapping.tp_size // size) == 0
     ]
     if mapping.ep_size not in works:
         raise LayoutError(

@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from builders.decoder import Decoder
-from builders.layers import Embedding, Norm, Rotary, alibi_slopes
+from builders.layers import Embedding, Mlp, Norm
 from builders.mapping import Mapping, Place
 from builders.ops import all_gather, all_reduce
-
-
-def set_constants(decoder: Decoder, mapping: Mapping, place: Place) -> None:
-    """What is neither in the checkpoint nor in the graph; ranks of equal shape may differ in it."""
-    if decoder.spec.rope is not None:
-        decoder.rotary = Rotary(decoder.spec.rope)
-    heads = decoder.shape.num_heads
-    for layer in decoder.layers.values():
-        if decoder.spec.position == "alibi":
-            layer.attn.slopes = alibi_slopes(decoder.spec)[place.tp * heads :][:heads].clone()
-        if decoder.spec.moe is not None:
-            layer.moe.first_expert = torch.tensor(place.ep * decoder.shape.num_experts)
 
 
 def parallelize(decoder: Decoder, mapping: Mapping, place: Place) -> None:
@@ -29,14 +19,14 @@ def parallelize(decoder: Decoder, mapping: Mapping, place: Place) -> None:
     ranks = mapping.tp_size
     if ranks == 1:
         return
-    for layer in decoder.layers.values():
+    for layer in decoder.blocks:
         _sum_output(layer.attn.o, ranks)
-        _sum_output(layer.moe if decoder.spec.moe else layer.mlp.down, ranks)
+        _sum_output(layer.ffn.down if isinstance(layer.ffn, Mlp) else layer.ffn, ranks)
         if decoder.spec.qk_norm == "whole":
-            layer.attn.q_norm = SplitNorm(layer.attn.q_norm, ranks)
-            layer.attn.k_norm = SplitNorm(layer.attn.k_norm, ranks)
+            layer.attn.q_norm = SplitNorm(cast(Norm, layer.attn.q_norm), ranks)
+            layer.attn.k_norm = SplitNorm(cast(Norm, layer.attn.k_norm), ranks)
     if decoder.shape.first and mapping.embedding_split == "vocab":
-        decoder.embed = VocabEmbedding(decoder.embed, place, ranks)
+        decoder.embed = VocabEmbedding(cast(Embedding, decoder.embed), place, ranks)
     if decoder.shape.first and mapping.embedding_split == "hidden":
         _gather_output(decoder.embed, ranks)
     if decoder.shape.last:

@@ -121,9 +121,7 @@ def _linear(
     layer: int,
     expert: int | None = None,
 ) -> Iterator[Param]:
-    yield Param(
-        name=f"{prefix}.weight", shape=shape, kind=kind, units=units, layer=layer, expert=expert
-    )
+    yield Param(name=f"{prefix}.weight", shape=shape, kind=kind, units=units, layer=layer, expert=expert)
     if bias:
         bias_kind: Kind = "row_bias" if kind == "row" else kind
         yield Param(

@@ -32,6 +32,8 @@ def _is_required(field: dataclasses.Field[Any]) -> bool:
 
 def _value(where: str, hint: Any, value: Any) -> Any:
     options, origin = typing.get_args(hint), typing.get_origin(hint)
+    if hint is Any:
+        return value
     if origin in (types.UnionType, typing.Union):
         (hint,) = (option for option in options if option is not types.NoneType)
         return None if value is None else _value(where, hint, value)

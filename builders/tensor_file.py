@@ -46,7 +46,7 @@ def write_tensors(
         out.write(header)
         hashed = hasher.submit(digest.update, b"")
         for chunk in chunks:
-            data = memoryview(chunk.contiguous().view(-1).view(torch.uint8).numpy())
+            data = chunk.contiguous().view(-1).view(torch.uint8).numpy().data
             hashed.result()
             hashed = hasher.submit(digest.update, data)
             num_bytes += out.write(data)

@@ -43,7 +43,15 @@ class ConvertResult:
     """The output was there already, with the same content key."""
 
     def to_json(self) -> dict[str, Any]:
+        """Plain data."""
         return {**vars(self), "output_dir": str(self.output_dir)}
+
+    def to_text(self) -> str:
+        """One line."""
+        if self.reused:
+            return f"{self.output_dir}: already there, key {self.key[:12]}"
+        size = f"{self.num_bytes / 1e6:.1f} MB in " if self.num_bytes else "random weights for "
+        return f"{self.output_dir}: {size}{self.num_ranks} ranks, {self.seconds:.1f} s, key {self.key[:12]}"
 
 
 def convert(options: ConvertOptions, report: Reporter) -> ConvertResult:
@@ -83,7 +91,9 @@ def _scratch(output: Path) -> Iterator[Scratch]:
         scratch.sweep()
         yield scratch
     except (PermissionError, FileExistsError, NotADirectoryError) as error:
-        raise UserError(f"{output}: cannot be written ({error.strerror}); choose another --output_dir") from error
+        raise UserError(
+            f"{output}: cannot be written ({error.strerror}); choose another --output_dir"
+        ) from error
     finally:
         disk.remove_if_empty(output.parent / ".rankforge-drafts")
 
@@ -102,7 +112,9 @@ def _with_overrides(spec: ModelSpec, options: ConvertOptions) -> ModelSpec:
     if options.moe_normalization_mode is None:
         return spec
     if spec.moe is None:
-        raise LayoutError(f"--moe_normalization_mode={options.moe_normalization_mode}: {spec.family} has no experts")
+        raise LayoutError(
+            f"--moe_normalization_mode={options.moe_normalization_mode}: {spec.family} has no experts"
+        )
     return replace(spec, moe=replace(spec.moe, renormalize=options.moe_normalization_mode == 1))
 
 
@@ -151,7 +163,9 @@ def _dtype(opened: Opened, options: ConvertOptions) -> DtypeName:
     (first, *_) = (parts[0] for parts in opened.index.values() if parts[0].dtype.is_floating_point)
     name = str(first.dtype).removeprefix("torch.")
     if name not in get_args(DtypeName):
-        raise SourceError(f"{first.file}: weights are {name}; choose --dtype {', '.join(get_args(DtypeName))}")
+        raise SourceError(
+            f"{first.file}: weights are {name}; choose --dtype {', '.join(get_args(DtypeName))}"
+        )
     return cast(DtypeName, name)
 
 
@@ -170,7 +184,9 @@ def _reuse(output: Path, opened: Opened, manifest: Manifest, options: ConvertOpt
     raise ArtifactError(f"{output}: holds a checkpoint that {what}; add --overwrite or choose another folder")
 
 
-def _fill(draft: Path, opened: Opened, manifest: Manifest, options: ConvertOptions, report: Reporter) -> Manifest:
+def _fill(
+    draft: Path, opened: Opened, manifest: Manifest, options: ConvertOptions, report: Reporter
+) -> Manifest:
     """Write every rank file while the sources are hashed, then what goes with them."""
     with ThreadPoolExecutor(1) as background:
         hashes = background.submit(source_files, opened, {})

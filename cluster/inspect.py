@@ -83,7 +83,9 @@ def _summary(found: dict[str, Any]) -> RenderableType:
         "vocabulary": f"{spec['vocab_size']} ({mapping['padded_vocab']} padded)",
         "layout": f"tp {mapping['tp_size']} · pp {mapping['pp_size']} · ep {mapping['ep_size']}, "
         f"embedding split: {mapping['embedding_split']}",
-        "weights": f"{found['dtype']}, {found['weights']}{', every hash verified' if found['verified'] else ''}",
+        "weights": ", ".join(
+            [found["dtype"], found["weights"], *["every hash verified"] * found["verified"]]
+        ),
         "tokenizer": ", ".join(found["tokenizer"]) or "none",
         "key": found["key"],
     }
@@ -95,13 +97,26 @@ def _summary(found: dict[str, Any]) -> RenderableType:
 
 def _ranks(found: dict[str, Any]) -> RenderableType:
     table = Table(title="ranks", title_justify="left")
-    for name in ("rank", "tp", "pp", "layers", "heads", "kv", "experts", "weights", "cache per token", "tensors"):
+    for name in (
+        "rank",
+        "tp",
+        "pp",
+        "layers",
+        "heads",
+        "kv",
+        "experts",
+        "weights",
+        "cache per token",
+        "tensors",
+    ):
         table.add_column(name, justify="right")
     for rank in found["ranks"]:
         first, last = rank["layers"]
         cells = [rank["rank"], rank["tp"], rank["pp"], f"{first}–{last}", rank["heads"], rank["kv_heads"]]
         cells += [rank["experts"] or "-", size(rank["weight_bytes"]), size(rank["kv_bytes_per_token"])]
-        cells.append(", ".join(f"{count} {dtype}" for dtype, count in rank["tensors_by_dtype"].items()) or "made up")
+        cells.append(
+            ", ".join(f"{count} {dtype}" for dtype, count in rank["tensors_by_dtype"].items()) or "made up"
+        )
         table.add_row(*map(str, cells))
     return table
 

@@ -59,7 +59,9 @@ class Ranks:
         blocks = -(-max_len // BLOCK)
         for stage in range(self.mapping.pp_size):
             group = ThreadGroup(self.mapping.tp_size)
-            ranks = [load_rank(folder, stage * self.mapping.tp_size + tp) for tp in range(self.mapping.tp_size)]
+            ranks = [
+                load_rank(folder, stage * self.mapping.tp_size + tp) for tp in range(self.mapping.tp_size)
+            ]
             for tp, decoder in enumerate(ranks):
                 parallelize(decoder, self.mapping, self.mapping.place(tp))
             self.stages.append([(decoder, group.member(tp)) for tp, decoder in enumerate(ranks)])
@@ -104,4 +106,3 @@ def same(outputs: list[Tensor]) -> Tensor:
     for other in outputs[1:]:
         torch.testing.assert_close(other, outputs[0], rtol=0, atol=0)
     return outputs[0]
-

@@ -18,11 +18,9 @@ FAMILIES: Mapping[str, Family] = {
 }
 
 
-def from_transformers(
-    values: dict[str, Any], ignored: Collection[str] = ()
-) -> tuple[Family, ModelSpec]:
+def from_transformers(values: dict[str, Any], ignored: Collection[str] = ()) -> tuple[Family, ModelSpec]:
     """The family and the spec of a Hugging Face config.json; `ignored` fields are not complained about."""
-    model_type = values.get("model_type")
+    model_type = str(values.get("model_type"))
     if model_type not in FAMILIES:
         raise ConfigError(f"config field model_type={model_type!r}: unknown; known: {', '.join(FAMILIES)}")
     if values.get("quantization_config") is not None:

@@ -16,7 +16,7 @@ def _spec(fields: Fields) -> ModelSpec:
         raise fields.error("n_heads", heads, f"must divide d_model={hidden}")
     attention, ffn = fields.sub("attn_config"), fields.sub("ffn_config")
     head_dim, positions = hidden // heads, fields.size("max_seq_len")
-    activation = (ffn.take("ffn_act_fn") or {"name": "silu"}).get("name")
+    activation = str((ffn.take("ffn_act_fn") or {"name": "silu"}).get("name"))
     if activation not in ACTIVATIONS:
         raise ffn.error("ffn_act_fn", activation, f"unknown; known: {', '.join(ACTIVATIONS)}")
     return ModelSpec(

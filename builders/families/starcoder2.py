@@ -63,6 +63,13 @@ FAMILY = Family(
     views=_views,
     prefixes=["model."],
     ignored=r"layers\.\d+\.self_attn\.rotary_emb\.inv_freq",
-    harmless=frozenset({"attention_softmax_in_fp32", "scale_attention_softmax_in_fp32",
-                        "activation_function", "layer_norm_epsilon", "use_sliding_window"}),
+    harmless=frozenset(
+        {
+            "attention_softmax_in_fp32",
+            "scale_attention_softmax_in_fp32",
+            "activation_function",
+            "layer_norm_epsilon",
+            "use_sliding_window",
+        }
+    ),
 )

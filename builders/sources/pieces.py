@@ -59,7 +59,9 @@ def locate(family: Family, spec: ModelSpec, index: Index) -> dict[str, Located]:
     used = {_source_of(param, views)[1] for param in params(spec)}
     left = [name for short, name in names.items() if short not in used and not _ignored(family, spec, short)]
     if left:
-        raise SourceError(f"checkpoint has {len(left)} tensors that {family.name} does not use: {_some(left)}")
+        raise SourceError(
+            f"checkpoint has {len(left)} tensors that {family.name} does not use: {_some(left)}"
+        )
     _check_shapes(found)
     return found
 
@@ -106,9 +108,9 @@ def _check_shapes(found: Mapping[str, Located]) -> None:
         first, (rows, cols) = located.parts[0], _whole_shape(located)
         if rows * cols != covered[located.parts] or not located.fits(rows, cols):
             raise SourceError(
-                f"{first.file}: tensor {first.key} of shape {list(first.shape)}"
-                f"{f' in {len(located.parts)} parts' if len(located.parts) > 1 else ''} does not hold "
-                f"{located.param.name} of shape {list(located.param.shape)}; the configuration is another model's"
+                f"{first.file}: tensor {first.key} of shape {list(first.shape)} ({len(located.parts)} parts) "
+                f"does not hold {located.param.name} of shape {list(located.param.shape)}; "
+                "the configuration is another model's"
             )
 
 

@@ -54,7 +54,9 @@ def _index_safetensors(file: Path) -> dict[str, Stored]:
             info = tensors.get_slice(key)
             dtype = DTYPES.get(info.get_dtype())
             if dtype is None:
-                raise SourceError(f"{file}: tensor {key} has dtype {info.get_dtype()}; known: {', '.join(DTYPES)}")
+                raise SourceError(
+                    f"{file}: tensor {key} has dtype {info.get_dtype()}; known: {', '.join(DTYPES)}"
+                )
             found[key] = Stored(file=file, key=key, shape=tuple(info.get_shape()), dtype=dtype)
     return found
 

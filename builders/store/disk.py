@@ -49,14 +49,9 @@ def sha256(path: Path) -> str:
 def check_name(name: str) -> str:
     """The name itself, or an error: names from manifests and callers become paths."""
     parts = name.split("/")
-    if (
-        all(part.isprintable() and part not in ("", ".", "..") for part in parts)
-        and "\\" not in name
-    ):
+    if all(part.isprintable() and part not in ("", ".", "..") for part in parts) and "\\" not in name:
         return name
-    raise ArtifactError(
-        f"{name!r}: must be a relative path of printable names without '..' or '\\'"
-    )
+    raise ArtifactError(f"{name!r}: must be a relative path of printable names without '..' or '\\'")
 
 
 def sync(path: Path) -> None:
@@ -114,8 +109,7 @@ def require_free(root: Path, what: str, needs_bytes: int) -> None:
     free = free_bytes(root)
     if needs_bytes > free:
         raise ArtifactError(
-            f"{root}: {what} needs {needs_bytes:,} bytes and {free:,} are free;"
-            " prune the store or free space"
+            f"{root}: {what} needs {needs_bytes:,} bytes and {free:,} are free; prune the store or free space"
         )
 
 

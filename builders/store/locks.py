@@ -41,9 +41,7 @@ def try_lock(path: Path, *, shared: bool = False, create: bool = False) -> int |
     read-only store has none to offer, hence the two access modes.
     """
     access = os.O_RDONLY if shared else os.O_RDWR
-    handle = os.open(
-        path, access | os.O_NOFOLLOW | os.O_NONBLOCK | (os.O_CREAT if create else 0), 0o666
-    )
+    handle = os.open(path, access | os.O_NOFOLLOW | os.O_NONBLOCK | (os.O_CREAT if create else 0), 0o666)
     if _flock(path, handle, fcntl.LOCK_SH if shared else fcntl.LOCK_EX) and _names(path, handle):
         return handle
     os.close(handle)

@@ -80,13 +80,9 @@ def parse(data: bytes, key: str) -> Manifest:
     recipe = Recipe(raw["kind"], raw["inputs"])
     # The key is recomputed from the inputs, so an entry moved under another key is found out.
     if not raw["key"] == recipe.key == key:
-        raise ArtifactError(
-            f"{MANIFEST} belongs to another entry: its inputs have key {recipe.key}"
-        )
+        raise ArtifactError(f"{MANIFEST} belongs to another entry: its inputs have key {recipe.key}")
     files = {disk.check_name(name): _record(name, item) for name, item in raw["files"].items()}
-    return Manifest(
-        recipe=recipe, files=files, created=str(raw["created"]), metadata=raw["metadata"]
-    )
+    return Manifest(recipe=recipe, files=files, created=str(raw["created"]), metadata=raw["metadata"])
 
 
 def _object(data: bytes) -> dict[str, Any]:
@@ -100,9 +96,7 @@ def _object(data: bytes) -> dict[str, Any]:
 
 
 def _record(name: str, item: Any) -> FileRecord:
-    size, digest = (
-        (item.get("size_bytes"), item.get("sha256")) if isinstance(item, dict) else (0, 0)
-    )
+    size, digest = (item.get("size_bytes"), item.get("sha256")) if isinstance(item, dict) else (0, 0)
     if type(size) is int and size >= 0 and isinstance(digest, str) and _SHA256.fullmatch(digest):
         return FileRecord(size_bytes=size, sha256=digest)
     raise ArtifactError(f"{MANIFEST}: record of {name!r} must have size_bytes and sha256")
@@ -112,9 +106,7 @@ def describe(folder: Path, recipe: Recipe, metadata: Mapping[str, Json]) -> Mani
     """Hash a finished draft and force its files to the device."""
     names = [_draft_file(name, found.st_mode, found.st_nlink) for name, found in disk.walk(folder)]
     if not names:
-        raise ArtifactError(
-            f"{recipe.kind} {recipe.key}: the build wrote no file; nothing to publish"
-        )
+        raise ArtifactError(f"{recipe.kind} {recipe.key}: the build wrote no file; nothing to publish")
     with ThreadPoolExecutor(_HASHING_THREADS) as pool:
         records = list(pool.map(_seal, (folder / name for name in names)))
     created = datetime.now(UTC).isoformat(timespec="microseconds")

@@ -37,9 +37,7 @@ class Entry:
     def path(self, name: str) -> Path:
         """Where a file of the entry is; only names that the manifest lists."""
         if name not in self.manifest.files:
-            raise ArtifactError(
-                f"{name!r}: not in {self.folder}; it has {sorted(self.manifest.files)}"
-            )
+            raise ArtifactError(f"{name!r}: not in {self.folder}; it has {sorted(self.manifest.files)}")
         return self.folder / name
 
     def refuse_damage(self, *, hashes: bool) -> None:
@@ -176,9 +174,7 @@ def _is_still(path: Path, seen: os.stat_result | None) -> bool:
 def _read(folder: Path, handle: int, key: str) -> Manifest:
     found = os.fstat(handle)
     if not stat.S_ISREG(found.st_mode) or found.st_size > MAX_MANIFEST_BYTES:
-        raise refused(
-            folder, f"{MANIFEST} is not a plain file of at most {MAX_MANIFEST_BYTES:,} bytes"
-        )
+        raise refused(folder, f"{MANIFEST} is not a plain file of at most {MAX_MANIFEST_BYTES:,} bytes")
     try:
         with open(handle, "rb", closefd=False) as file:
             return parse(file.read(), key)

@@ -17,12 +17,7 @@ from builders.keys import Recipe, check_key, content_key
 
 # Few distinct values, many of them confusable, so that equal and nearly equal inputs do come up.
 CONFUSABLE = st.sampled_from([None, True, False, 0, 1, 1.0, -0.0, 0.5, "", "0", "1", "null", "é"])
-SCALARS = (
-    CONFUSABLE
-    | st.integers()
-    | st.text(max_size=3)
-    | st.floats(allow_nan=False).filter(math.isfinite)
-)
+SCALARS = CONFUSABLE | st.integers() | st.text(max_size=3) | st.floats(allow_nan=False).filter(math.isfinite)
 NAMES = st.sampled_from("abc") | st.text(max_size=3)
 VALUES = st.recursive(
     SCALARS,
@@ -57,9 +52,7 @@ def backwards(value: Any) -> Any:
 
 @quick
 @given(INPUTS, NAMES, VALUES)
-def test_key_changes_exactly_when_an_input_changes(
-    inputs: dict[str, Any], name: str, value: Any
-) -> None:
+def test_key_changes_exactly_when_an_input_changes(inputs: dict[str, Any], name: str, value: Any) -> None:
     changed = {**inputs, name: value}
     unchanged = name in inputs and same(inputs[name], value)
     assert (content_key(**inputs) == content_key(**changed)) == unchanged

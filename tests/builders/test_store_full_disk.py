@@ -45,9 +45,7 @@ def write_all_there_is(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("build", [write_too_much, write_all_there_is])
-def test_full_disk_is_one_error_and_hurts_nothing(
-    small_disk: Path, build: Callable[[Path], None]
-) -> None:
+def test_full_disk_is_one_error_and_hurts_nothing(small_disk: Path, build: Callable[[Path], None]) -> None:
     store = Store(small_disk / "store")
     kept = add(store, "kept")
     with pytest.raises(ArtifactError, match=r"disk full after [\d,]+ bytes of engine .* than the"):

@@ -185,9 +185,7 @@ Store(base / "store").get_or_build(RECIPE, hang)
 """
 
 
-def test_a_waiter_takes_over_from_a_killed_builder(
-    tmp_path: Path, spawn: Callable[[str], Any]
-) -> None:
+def test_a_waiter_takes_over_from_a_killed_builder(tmp_path: Path, spawn: Callable[[str], Any]) -> None:
     builder = spawn(HANG)
     wait_for(tmp_path / "building")
     waiter = spawn(
@@ -206,9 +204,7 @@ print(Store(base / "store", announce=announce).get_or_build(RECIPE, build).key)
     assert leftovers(store) == [] and store.verify() == {RECIPE.key: []}
 
 
-def test_only_drafts_of_dead_builders_are_swept(
-    tmp_path: Path, spawn: Callable[[str], Any]
-) -> None:
+def test_only_drafts_of_dead_builders_are_swept(tmp_path: Path, spawn: Callable[[str], Any]) -> None:
     builder, store = spawn(HANG), Store(tmp_path / "store")
     wait_for(tmp_path / "building")
     builder.send_signal(signal.SIGSTOP)
@@ -223,9 +219,7 @@ def test_only_drafts_of_dead_builders_are_swept(
     assert leftovers(store) == []
 
 
-def test_an_entry_open_in_another_process_stays(
-    tmp_path: Path, spawn: Callable[[str], Any]
-) -> None:
+def test_an_entry_open_in_another_process_stays(tmp_path: Path, spawn: Callable[[str], Any]) -> None:
     store = Store(tmp_path / "store")
     store.get_or_build(RECIPE, build)
     reader = spawn(

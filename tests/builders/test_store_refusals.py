@@ -41,9 +41,7 @@ def test_names_that_leave_the_entry_are_refused(store: Store, name: str) -> None
         (lambda folder: (folder / "manifest.json").touch(), "the store writes this file"),
     ],
 )
-def test_drafts_hold_plain_files_only(
-    store: Store, spoil: Callable[[Path], Any], rule: str
-) -> None:
+def test_drafts_hold_plain_files_only(store: Store, spoil: Callable[[Path], Any], rule: str) -> None:
     def build(folder: Path) -> None:
         write_payload(folder)
         spoil(folder)
@@ -156,7 +154,5 @@ def test_a_changed_byte_is_refused_when_first_opened(store: Store) -> None:
 def test_strangers_on_the_shelf_are_reported_and_left(store: Store) -> None:
     add(store, "a")
     (store.root / "entries" / "notes.txt").touch()
-    assert store.verify()["notes.txt"] and store.verify("0" * 64) == {
-        "0" * 64: ["is not in the store"]
-    }
+    assert store.verify()["notes.txt"] and store.verify("0" * 64) == {"0" * 64: ["is not in the store"]}
     assert store.prune(0).kept_bytes == 0 and (store.root / "entries" / "notes.txt").exists()

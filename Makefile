@@ -1,0 +1,29 @@
+# Every target does its own set-up: a fresh machine needs Python 3.11 or later, and nothing else.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: test check lint demo clean
+
+test: .venv/installed lint
+	$(BIN)/python -m pytest -q -n auto
+
+check: .venv/installed lint
+	$(BIN)/python -m pytest -q -n auto -m "not slow"
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+demo: .venv/installed
+	$(BIN)/rankforge demo
+
+.venv/installed: pyproject.toml
+	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'rankforge needs Python 3.11 or later')"
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	touch $@
+
+clean:
+	rm -rf .venv build *.egg-info

@@ -1,0 +1,5 @@
+"""`python -m cluster` is `rankforge`."""
+
+from cluster.cli import main
+
+main()

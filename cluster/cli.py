@@ -1,0 +1,95 @@
+"""The command line: what is slow to import is imported by the command that needs it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from importlib.metadata import version
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from typer.exceptions import TyperException
+
+from builders.errors import RankforgeError, UserError
+from cluster.convert_options import ConvertOptions
+from cluster.demo_options import DemoOptions
+from cluster.inspect_options import InspectOptions
+from cluster.options import command
+from cluster.progress import stderr_reporter
+
+app = typer.Typer(
+    name="rankforge",
+    help="Convert LLM checkpoints to one shard per rank, build engines, and serve them.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"rankforge {version('rankforge')}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _main(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@command(app, ConvertOptions, name="convert")
+def convert(options: ConvertOptions) -> None:
+    """Turn a checkpoint into one shard per rank, for any tensor, pipeline and expert parallel layout."""
+    from cluster.convert import convert as run
+
+    result = run(options, stderr_reporter(as_json=options.json))
+    _print(result.to_json(), result.to_text(), as_json=options.json)
+
+
+@command(app, InspectOptions, name="inspect")
+def inspect(options: InspectOptions) -> None:
+    """Show what a checkpoint holds: model, layout, size of every rank, where it came from."""
+    from cluster.inspect import inspect as look
+    from cluster.inspect import show
+
+    found = look(options.folder, verify=options.verify)
+    if options.json:
+        _print(found, "", as_json=True)
+    else:
+        show(found, Console())
+
+
+@command(app, DemoOptions, name="demo")
+def demo(options: DemoOptions) -> None:
+    """Everything that works so far, on a tiny model made on the spot."""
+    from cluster.demo import demo as run
+
+    run(options, Console())
+
+
+def _print(result: dict[str, Any], text: str, *, as_json: bool) -> None:
+    print(json.dumps(result, indent=2) if as_json else text)
+
+
+def main() -> None:
+    """Run a command; what the user can fix is one line and exit code 2."""
+    try:
+        sys.exit(app(standalone_mode=False))
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except RankforgeError as error:
+        _fail(str(error), 2 if isinstance(error, UserError) else 1)
+    except typer.Abort:
+        sys.exit(130)
+    except TyperException as error:
+        _fail(error.format_message(), 2)
+
+
+def _fail(message: str, code: int) -> None:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(code)

@@ -1,0 +1,1 @@
+"""The web demo: talks to the service through its client alone."""
