@@ -6,12 +6,11 @@ import dataclasses
 import functools
 import inspect
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-
-from builders.errors import UserError
 
 
 def option(
@@ -62,10 +61,23 @@ def _parameter(field: dataclasses.Field[Any], hint: Any) -> inspect.Parameter:
     if settings.pop("positional", False):
         info = typer.Argument(show_default=False, **settings)
     else:
-        info = typer.Option(f"--{field.name}", show_default=_has_default(field), **settings)
+        metavar = _METAVARS.get(hint)
+        info = typer.Option(f"--{field.name}", metavar=metavar, show_default=_has_default(field), **settings)
     return inspect.Parameter(
         field.name, inspect.Parameter.KEYWORD_ONLY, default=_default(field), annotation=Annotated[hint, info]
     )
+
+
+_METAVARS: Mapping[Any, str] = {
+    int: "N",
+    int | None: "N",
+    str: "TEXT",
+    str | None: "TEXT",
+    Path: "PATH",
+    Path | None: "PATH",
+    list[str]: "NAME",
+}
+"""Short, so that names and help texts get the room."""
 
 
 def _has_default(field: dataclasses.Field[Any]) -> bool:
@@ -76,9 +88,3 @@ def _default(field: dataclasses.Field[Any]) -> Any:
     if field.default_factory is not dataclasses.MISSING:
         return field.default_factory()
     return inspect.Parameter.empty if field.default is dataclasses.MISSING else field.default
-
-
-def at_least_one(name: str, value: int) -> None:
-    """The rule of every count."""
-    if value < 1:
-        raise UserError(f"--{name}={value}: must be at least 1")

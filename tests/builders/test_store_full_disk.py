@@ -52,7 +52,7 @@ def test_full_disk_is_one_error_and_hurts_nothing(small_disk: Path, build: Calla
         store.get_or_build(recipe("big"), build)
     with pytest.raises(ArtifactError, match=r"needs 2,097,152 bytes and [\d,]+ are free"):
         store.get_or_build(recipe("big"), never_build, needs_bytes=2 << 20)
-    with pytest.raises(ArtifactError, match="disk full .* of blob timing"):
+    with pytest.raises(ArtifactError, match=r"disk full .* of blob timing"):
         store.write_blob("timing", bytes(2 << 20))
     assert store.verify() == {kept.key: []} and scratch(store) == []
     assert store.get_or_build(recipe("kept"), never_build) == kept and add(store, "more")
