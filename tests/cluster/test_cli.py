@@ -1,0 +1,93 @@
+"""The command as users start it: a real process, its exit code, and what it prints where."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.tiny import save_llama
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def rankforge(*args: object, timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
+    """`python -m cluster`, which is the command without an installation."""
+    command = [sys.executable, "-m", "cluster", *map(str, args)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout_s)
+
+
+def one_line_error(result: subprocess.CompletedProcess[str]) -> str:
+    assert result.returncode == 2, result.stderr
+    assert result.stdout == ""
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: "), result.stderr
+    return lines[0]
+
+
+def test_convert_then_inspect_as_json(tmp_path: Path) -> None:
+    model = save_llama(tmp_path / "model")
+    made = rankforge(
+        "convert", "--model-dir", model, "--output_dir", tmp_path / "out", "--tp-size", 2, "--json"
+    )
+    assert made.returncode == 0, made.stderr
+    result = json.loads(made.stdout)
+    assert result["num_ranks"] == 2 and not result["reused"]
+    seen = rankforge("inspect", tmp_path / "out", "--verify", "--json")
+    found = json.loads(seen.stdout)
+    assert found["key"] == result["key"] and found["verified"]
+    assert [rank["heads"] for rank in found["ranks"]] == [2, 2]
+    progress = [json.loads(line) for line in made.stderr.splitlines()]
+    assert progress[-1]["bytes"] == progress[-1]["total_bytes"] > 0
+
+
+def test_inspect_for_people(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    rankforge("convert", "--model_dir", save_llama(tmp_path / "model"), "--output_dir", out, "--pp_size", 2)
+    text = rankforge("inspect", out).stdout
+    for word in ("llama", "pp 2", "model.safetensors", "tensors"):
+        assert word in text
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["convert", "--model_dir", "/nowhere/at/all", "--output_dir", "x"], "/nowhere/at/all"),
+        (["convert", "--model_dir", "x"], "--output_dir"),
+        (["convert", "--model_dir", "x", "--output_dir", "y", "--dtype", "nan"], "'nan' is not one of"),
+        (["convert", "--model_dir", "x", "--output_dir", "y", "--workers", "0"], "--workers"),
+        (["convert", "--model_dir", "x", "--output_dir", "y", "--moe_tp_mode", "3"], "--moe_tp_mode"),
+        (["convert", "--nonsense"], "--nonsense"),
+        (["transmogrify"], "transmogrify"),
+        (["inspect", "/nowhere/at/all"], "not a rankforge checkpoint"),
+    ],
+    ids=lambda value: " ".join(value[:1] + value[-2:]) if isinstance(value, list) else "",
+)
+def test_mistakes_are_one_line(args: list[str], words: str) -> None:
+    assert words in one_line_error(rankforge(*args))
+
+
+def test_version_and_help() -> None:
+    assert rankforge("--version").stdout.startswith("rankforge ")
+    text = rankforge("--help").stdout
+    for command in ("convert", "inspect", "demo", "--install-completion"):
+        assert command in text
+
+
+def test_starting_imports_nothing_slow() -> None:
+    check = "import sys, cluster.cli; print({'torch', 'transformers', 'ray'} & sys.modules.keys())"
+    result = subprocess.run(
+        [sys.executable, "-c", check], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert result.stdout.strip() == "set()"
+
+
+@pytest.mark.slow
+def test_demo(tmp_path: Path) -> None:
+    result = rankforge("demo", "--output_dir", tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "the same tokens" in result.stdout
+    assert (tmp_path / "tp2pp2" / "rank3.safetensors").is_file()

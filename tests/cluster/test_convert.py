@@ -1,0 +1,242 @@
+"""The whole command: published whole or not at all, reused when nothing changed, refused otherwise."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import PreTrainedTokenizerFast
+
+from builders.checkpoint import load_rank, read_manifest
+from builders.errors import ArtifactError, LayoutError, SourceError, UserError
+from cluster.convert import ConvertResult, convert
+from cluster.convert_options import ConvertOptions
+from cluster.progress import LineReporter
+from tests.tiny import save_llama
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def go(model: Path, out: Path, **changes: Any) -> ConvertResult:
+    options = ConvertOptions(model_dir=str(model), output_dir=out, **changes)
+    return convert(options, LineReporter(io.StringIO(), as_json=False))
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """Every file below, byte by byte."""
+    return {str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return save_llama(tmp_path / "model")
+
+
+def test_tokenizer_and_generation_settings_travel(model: Path, tmp_path: Path) -> None:
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(WordLevel({"a": 0, "b": 1}, unk_token="a"))
+    )
+    tokenizer.save_pretrained(model)
+    go(model, tmp_path / "out")
+    loaded = PreTrainedTokenizerFast.from_pretrained(tmp_path / "out" / "tokenizer")
+    assert loaded.get_vocab() == {"a": 0, "b": 1}
+    assert (tmp_path / "out/generation_config.json").read_bytes() == (
+        model / "generation_config.json"
+    ).read_bytes()
+    assert set(read_manifest(tmp_path / "out").source.files) >= {"model.safetensors", "tokenizer.json"}
+
+
+def test_again_is_reused_and_nothing_is_written(model: Path, tmp_path: Path) -> None:
+    first = go(model, tmp_path / "out", tp_size=2)
+    before = {file: file.stat().st_mtime_ns for file in (tmp_path / "out").rglob("*")}
+    second = go(model, tmp_path / "out", tp_size=2)
+    assert (first.reused, second.reused, second.key) == (False, True, first.key)
+    assert {file: file.stat().st_mtime_ns for file in (tmp_path / "out").rglob("*")} == before
+
+
+def test_touched_sources_are_hashed_again_and_still_reused(model: Path, tmp_path: Path) -> None:
+    go(model, tmp_path / "out")
+    os.utime(model / "model.safetensors", (1, 1))
+    assert go(model, tmp_path / "out").reused
+
+
+def test_changed_weights_are_refused_then_overwritten(model: Path, tmp_path: Path) -> None:
+    old = go(model, tmp_path / "out")
+    save_llama(model, seed=1)
+    before = content(tmp_path / "out")
+    with pytest.raises(ArtifactError, match="other inputs; add --overwrite"):
+        go(model, tmp_path / "out")
+    assert content(tmp_path / "out") == before
+    new = go(model, tmp_path / "out", overwrite=True)
+    assert new.key != old.key and content(tmp_path / "out") != before
+
+
+def test_other_layout_is_refused(model: Path, tmp_path: Path) -> None:
+    go(model, tmp_path / "out")
+    with pytest.raises(ArtifactError, match="--overwrite"):
+        go(model, tmp_path / "out", tp_size=2)
+
+
+def test_damaged_output_is_named_and_can_be_overwritten(model: Path, tmp_path: Path) -> None:
+    go(model, tmp_path / "out")
+    (tmp_path / "out/rank0.safetensors").unlink()
+    with pytest.raises(ArtifactError, match="damaged"):
+        go(model, tmp_path / "out")
+    assert not go(model, tmp_path / "out", overwrite=True).reused
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_foreign_folder_is_never_touched(model: Path, tmp_path: Path, overwrite: bool) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/thesis.txt").write_text("years of work")
+    with pytest.raises(ArtifactError, match="not a whole checkpoint of ours"):
+        go(model, tmp_path / "out", overwrite=overwrite)
+    assert content(tmp_path / "out") == {"thesis.txt": b"years of work"}
+
+
+def test_empty_folder_is_filled(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    assert not go(model, tmp_path / "out").reused
+
+
+def test_workers_write_the_same_bytes(model: Path, tmp_path: Path) -> None:
+    go(model, tmp_path / "one", tp_size=2, pp_size=2)
+    go(model, tmp_path / "four", tp_size=2, pp_size=2, workers=4)
+    assert content(tmp_path / "one") == content(tmp_path / "four")
+
+
+def test_nothing_is_left_behind(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "made").mkdir()
+    go(model, tmp_path / "made/out")
+    (model / "model.safetensors").write_bytes(b"short")
+    with pytest.raises(SourceError):
+        go(model, tmp_path / "made/other")
+    assert sorted(file.name for file in (tmp_path / "made").iterdir()) == ["out"]
+
+
+@pytest.mark.parametrize("moment_s", [0.0, 0.05, 0.3])
+def test_killed_conversion_leaves_nothing_visible(tmp_path: Path, moment_s: float) -> None:
+    model = save_llama(tmp_path / "model", hidden_size=512, intermediate_size=2048, num_hidden_layers=8)
+    command = [
+        sys.executable,
+        "-m",
+        "cluster",
+        "convert",
+        "--model_dir",
+        model,
+        "--output_dir",
+        tmp_path / "out",
+    ]
+    process = subprocess.Popen([*map(str, command), "--tp_size", "4"], cwd=ROOT, stderr=subprocess.DEVNULL)
+    drafts = tmp_path / ".rankforge-drafts"
+    while process.poll() is None and not list(drafts.glob("*/rank0.safetensors")):
+        time.sleep(0.005)
+    time.sleep(moment_s)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    finished = (tmp_path / "out").exists()
+    result = go(model, tmp_path / "out", tp_size=4)
+    assert result.reused == finished
+    assert not drafts.exists()
+    assert len(load_file(tmp_path / "out/rank3.safetensors")) > 0
+
+
+def test_dtype_auto_keeps_and_explicit_casts(tmp_path: Path) -> None:
+    model = save_llama(tmp_path / "model", dtype="float32")
+    assert read_manifest_dtype(go(model, tmp_path / "auto")) == "float32"
+    assert read_manifest_dtype(go(model, tmp_path / "half", dtype="bfloat16")) == "bfloat16"
+    wide, narrow = (load_file(tmp_path / name / "rank0.safetensors") for name in ("auto", "half"))
+    assert all(torch.equal(wide[name].bfloat16(), narrow[name]) for name in wide)
+
+
+def read_manifest_dtype(result: ConvertResult) -> str:
+    return read_manifest(result.output_dir).dtype
+
+
+def test_random_weights_need_a_config_alone(tmp_path: Path) -> None:
+    config = save_llama(tmp_path / "model") / "config.json"
+    results = [
+        go(config, tmp_path / f"tp{n}", load_format="random", tp_size=n, dtype="float32") for n in (1, 2)
+    ]
+    assert sorted(content(tmp_path / "tp2")) == ["config.json"]
+    whole = load_rank(tmp_path / "tp1", 0).state_dict()["layers.1.mlp.down.weight"]
+    parts = [load_rank(tmp_path / "tp2", rank).state_dict()["layers.1.mlp.down.weight"] for rank in (0, 1)]
+    assert torch.equal(torch.cat(parts, dim=1), whole) and whole.std() > 0.01
+    assert results[0].num_bytes == 0
+    assert go(config, tmp_path / "tp1", load_format="random", dtype="float32").reused
+    with pytest.raises(ArtifactError):
+        go(config, tmp_path / "tp1", load_format="random", dtype="float32", seed=1)
+
+
+def test_config_alone_without_random_is_refused(tmp_path: Path) -> None:
+    config = save_llama(tmp_path / "model") / "config.json"
+    with pytest.raises(SourceError, match="--load_format random"):
+        go(config, tmp_path / "out")
+
+
+def test_ignored_field(model: Path, tmp_path: Path) -> None:
+    values = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**values, "wheel_size": 26}))
+    with pytest.raises(UserError, match=r"wheel_size=26.*--ignore_config_field wheel_size"):
+        go(model, tmp_path / "out")
+    assert not go(model, tmp_path / "out", ignore_config_field=["wheel_size"]).reused
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"tp_size": 3}, "sizes that work: 1, 2, 4"),
+        ({"pp_size": 4}, "sizes that work: 1 to 3"),
+        ({"tp_size": 0}, "at least 1"),
+        ({"ep_size": 2}, "--ep_size=2"),
+        ({"ep_size": 2, "tp_size": 2}, "no experts"),
+        ({"moe_tp_mode": 1}, "no experts"),
+        ({"moe_normalization_mode": 0}, "no experts"),
+    ],
+)
+def test_layouts_that_cannot_be_made(
+    model: Path, tmp_path: Path, changes: dict[str, int], words: str
+) -> None:
+    with pytest.raises(LayoutError, match=words) as error:
+        go(model, tmp_path / "out", **changes)
+    assert "\n" not in str(error.value) and not (tmp_path / "out").exists()
+
+
+def test_output_that_cannot_be_written(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="choose another --output_dir"):
+        go(model, tmp_path / "file/out")
+
+
+def test_full_disk_is_one_line(model: Path, tmp_path: Path, small_disk: Path) -> None:
+    big = save_llama(tmp_path / "big", hidden_size=256, intermediate_size=2048)
+    with pytest.raises(ArtifactError, match=r"needs .* bytes and .* are free"):
+        go(big, small_disk / "out")
+    assert list(small_disk.iterdir()) == []
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Any:
+    """A file system of 4 MiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if shutil.which("mount") is None or os.geteuid() != 0:
+        pytest.skip("mounting a tmpfs takes root")
+    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("this sandbox does not let root mount a tmpfs")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)

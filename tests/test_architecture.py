@@ -1,0 +1,144 @@
+"""The shape of the code, as rules that can fail: layers, forbidden imports, sizes, names."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+LAYERS = ("builders", "actors", "cluster", "ui")
+"""From the lowest up; a layer imports itself and those before it."""
+
+FORBIDDEN = {
+    "builders": {"ray", "fastapi", "gradio"},
+    "actors": {"fastapi", "gradio"},
+    "cluster": {"gradio"},
+    "ui": set(),
+}
+NO_TORCH = {"actors/scheduler.py": {"torch", "ray"}, "actors/kv_cache.py": {"torch", "ray"}}
+ENVIRONMENT = "cluster/settings.py"
+REFUSED_NAMES = {
+    "utils",
+    "helpers",
+    "common",
+    "manager",
+    "torch",
+    "ray",
+    "gradio",
+    "tensorrt",
+    "transformers",
+}
+FILES = sorted(file for layer in LAYERS for file in (ROOT / layer).rglob("*.py"))
+
+
+def problems(name: str, source: str) -> list[str]:
+    """What is wrong with a file of the four packages."""
+    tree = ast.parse(source)
+    layer = name.split("/")[0]
+    found = [f"imports {module}" for module in imports(tree) if not allowed(name, layer, module)]
+    found += [what for node in ast.walk(tree) if (what := bad_node(name, node))]
+    if not ast.get_docstring(tree):
+        found.append("no docstring")
+    if source.count("\n") > 300:
+        found.append("over 300 lines")
+    if Path(name).stem in REFUSED_NAMES:
+        found.append("a name that says nothing, or a dependency's")
+    return found
+
+
+def imports(tree: ast.AST) -> Iterator[str]:
+    """Every imported module, those inside functions too."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield "." * node.level + (node.module or "")
+
+
+def allowed(name: str, layer: str, module: str) -> bool:
+    top = module.split(".")[0]
+    if module.startswith("."):
+        return False
+    if top in LAYERS:
+        if layer == "ui":
+            return top == "ui" or module == "cluster.client"
+        return LAYERS.index(top) <= LAYERS.index(layer)
+    return top not in FORBIDDEN[layer] | NO_TORCH.get(name, set())
+
+
+def bad_node(name: str, node: ast.AST) -> str | None:
+    if isinstance(node, ast.Global):
+        return "global statement"
+    if isinstance(node, ast.ExceptHandler) and (
+        node.type is None or is_name(node.type, "Exception", "BaseException")
+    ):
+        return "broad except"
+    if isinstance(node, ast.Assert) and node.msg is None:
+        return "assert without a message"
+    reads = (
+        isinstance(node, ast.Attribute) and node.attr in ("environ", "getenv") and is_name(node.value, "os")
+    )
+    return "reads the environment" if reads and name != ENVIRONMENT else None
+
+
+def is_name(node: ast.AST, *names: str) -> bool:
+    return isinstance(node, ast.Name) and node.id in names
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_file(file: Path) -> None:
+    assert problems(str(file.relative_to(ROOT)), file.read_text()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "line", "problem"),
+    [
+        ("builders/x.py", "def f():\n    import ray", "imports ray"),
+        ("builders/x.py", "from actors.scheduler import Scheduler", "imports actors.scheduler"),
+        ("actors/x.py", "def f():\n    from cluster import cli", "imports cluster"),
+        ("cluster/x.py", "import gradio as gr", "imports gradio"),
+        ("ui/x.py", "from actors import scheduler", "imports actors"),
+        ("ui/x.py", "from cluster.cli import main", "imports cluster.cli"),
+        ("actors/scheduler.py", "import torch", "imports torch"),
+        ("builders/x.py", "from . import y", "imports ."),
+        ("builders/x.py", "import os\nos.environ['X']", "reads the environment"),
+        ("actors/x.py", "import os\nos.getenv('X')", "reads the environment"),
+        ("builders/x.py", "def f():\n    global y", "global statement"),
+        ("builders/x.py", "try:\n    f()\nexcept Exception:\n    pass", "broad except"),
+        ("builders/x.py", "assert x", "assert without a message"),
+        ("builders/utils.py", "x = 1", "a name that says nothing, or a dependency's"),
+        ("builders/x.py", "x = 1\n" * 301, "over 300 lines"),
+    ],
+)
+def test_rule_can_fail(name: str, line: str, problem: str) -> None:
+    assert problems(name, f'"""Doc."""\n{line}\n') == [problem]
+
+
+def test_missing_docstring_is_seen() -> None:
+    assert problems("builders/x.py", "x = 1\n") == ["no docstring"]
+
+
+def test_allowed_imports_are_allowed() -> None:
+    assert problems("ui/x.py", '"""Doc."""\nfrom cluster.client import Client\nimport gradio\n') == []
+    assert problems("cluster/x.py", '"""Doc."""\nimport ray\nfrom builders.spec import ModelSpec\n') == []
+
+
+def test_every_file_is_in_the_architecture_page() -> None:
+    page = (ROOT / "docs/architecture.md").read_text()
+    folders = ("families", "sources", "store", "kernels", "trt")
+    missing = [
+        file.name
+        for file in FILES
+        if file.name not in page
+        and not file.name.startswith("__")
+        and not file.name.endswith("_options.py")
+        and file.parent.name not in folders
+    ]
+    assert missing == []
+
+
+def test_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
