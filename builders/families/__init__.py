@@ -32,6 +32,7 @@ def from_transformers(values: dict[str, Any], ignored: Collection[str] = ()) -> 
     family = FAMILIES[model_type]
     _refuse_empty_sizes(values)
     fields = Fields(values, _configuration(family, values))
+    assert family.spec is not None, f"{family.name}: listed by model type, so it reads configurations"
     spec = family.spec(fields)
     fields.check_all_read({*family.harmless, *ignored})
     return family, spec

@@ -27,6 +27,8 @@ class View:
     stride: int = 0
     bare: bool = False
     """The source's name has no `.weight`."""
+    joined: str = "."
+    """What stands between the source's name and the leaf."""
     interleaved: int = 0
     """Rows come in heads of this size with the rotary pairs (2i, 2i + 1) side by side."""
     rows_per_expert: int = 0
@@ -43,11 +45,12 @@ class Family:
     """How one family's configuration and tensor names map to ours: a table, no code of its own."""
 
     name: str
-    model_types: Sequence[str]
-    """The `model_type`s of Hugging Face configurations that belong here."""
-    spec: Callable[[Fields], ModelSpec]
     views: Callable[[ModelSpec], Mapping[str, View]]
     """Our parameter, without its leaf, to its place in the source."""
+    model_types: Sequence[str] = ()
+    """The `model_type`s of Hugging Face configurations that belong here."""
+    spec: Callable[[Fields], ModelSpec] | None = None
+    """Reads such a configuration; None where the source has a format of its own."""
     prefixes: Sequence[str] = ()
     """Source names may start with one of these, which the table leaves out."""
     ignored: str = r"(?!)"

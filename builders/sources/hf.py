@@ -68,7 +68,7 @@ def _listed(folder: Path, index: Path) -> list[Path]:
         if Path(name).name != name:
             raise SourceError(f"{index}: names the file {name!r}, which is outside its folder")
         if not (folder / name).is_file():
-            raise SourceError(f"{index}: names {name}, which is missing; fetch it again")
+            raise SourceError(f"{index}: names {name!r}, which is missing; fetch it again")
     return [folder / name for name in names]
 
 

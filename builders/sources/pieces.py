@@ -62,6 +62,7 @@ def locate(family: Family, spec: ModelSpec, index: Index) -> dict[str, Located]:
         raise SourceError(
             f"checkpoint has {len(left)} tensors that {family.name} does not use: {_some(left)}"
         )
+    _check_dtypes(found)
     _check_shapes(found)
     return found
 
@@ -82,7 +83,7 @@ def _source_of(param: Param, views: Mapping[str, View]) -> tuple[View, str]:
         pattern = pattern.replace(f"experts.{param.expert}.", "experts.{e}.", 1)
     view = views[pattern]
     source = view.source.replace("{i}", str(param.layer)).replace("{e}", str(param.expert))
-    return view, source if view.bare else f"{source}.{leaf}"
+    return view, source if view.bare else f"{source}{view.joined}{leaf}"
 
 
 def _ignored(family: Family, spec: ModelSpec, name: str) -> bool:
@@ -94,6 +95,16 @@ def _ignored(family: Family, spec: ModelSpec, name: str) -> bool:
 def _some(names: Iterable[str]) -> str:
     ordered = sorted(names)
     return ", ".join(ordered[:5]) + (f" and {len(ordered) - 5} more" if len(ordered) > 5 else "")
+
+
+def _check_dtypes(found: Mapping[str, Located]) -> None:
+    for located in found.values():
+        for part in located.parts:
+            if not part.dtype.is_floating_point:
+                raise SourceError(
+                    f"{part.file}: tensor {part.key} has dtype {str(part.dtype).removeprefix('torch.')}; "
+                    "weights must be floating-point numbers"
+                )
 
 
 def _check_shapes(found: Mapping[str, Located]) -> None:

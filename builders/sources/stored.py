@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import struct
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,6 +28,21 @@ DTYPES: Mapping[str, torch.dtype] = {
 }
 """The dtypes of safetensors that a checkpoint of ours may hold."""
 
+_DAMAGED = (
+    pickle.UnpicklingError,
+    struct.error,
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+"""What PyTorch's restricted reader raises for files that are not what it wrote."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Stored:
@@ -44,7 +60,11 @@ Index = Mapping[str, tuple[Stored, ...]]
 
 def index_file(file: Path) -> dict[str, Stored]:
     """Every tensor of a file, from its header alone."""
-    return _index_safetensors(file) if file.suffix == ".safetensors" else _index_torch(file)
+    found = _index_safetensors(file) if file.suffix == ".safetensors" else _index_torch(file)
+    for key in found:
+        if not key.isprintable():
+            raise SourceError(f"{file}: has a tensor named {key!r}; names must be printable")
+    return found
 
 
 def _index_safetensors(file: Path) -> dict[str, Stored]:
@@ -55,7 +75,7 @@ def _index_safetensors(file: Path) -> dict[str, Stored]:
             dtype = DTYPES.get(info.get_dtype())
             if dtype is None:
                 raise SourceError(
-                    f"{file}: tensor {key} has dtype {info.get_dtype()}; known: {', '.join(DTYPES)}"
+                    f"{file}: tensor {key!r} has dtype {info.get_dtype()}; known: {', '.join(DTYPES)}"
                 )
             found[key] = Stored(file=file, key=key, shape=tuple(info.get_shape()), dtype=dtype)
     return found
@@ -83,7 +103,7 @@ def _open_torch(file: Path) -> dict[str, Tensor]:
                 f"{file}: truncated, or not in the zip format that torch.save writes since 1.6; save it again"
             )
         content = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
+    except _DAMAGED as error:
         why = " ".join(str(error).split(". ")[0].split())
         raise SourceError(f"{file}: refused, it holds more than tensors or is damaged ({why})") from error
     return _only_tensors(file, content)
@@ -94,7 +114,11 @@ def _only_tensors(file: Path, content: object) -> dict[str, Tensor]:
         content = content["state_dict"]
     if not isinstance(content, dict):
         raise SourceError(f"{file}: holds a {type(content).__name__}; expected a dict of tensors")
-    return {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
+    tensors = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
+    for key, value in tensors.items():
+        if value.layout is not torch.strided or value.device.type != "cpu":
+            raise SourceError(f"{file}: tensor {key!r} is sparse or has no data; save it as a plain tensor")
+    return tensors
 
 
 class Reader:

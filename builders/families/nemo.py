@@ -1,0 +1,215 @@
+"""GPT-Next and NeMo's plain GPT, in the older layout of names and in Megatron-core's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TypeVar
+
+from builders.families.fields import Fields
+from builders.families.view import Family, View, view
+from builders.sources.stored import Index
+from builders.spec import Activation, ModelSpec, NormKind, PositionKind, RopeSpec
+
+_NORMS: Mapping[str, NormKind] = {
+    "layernorm": "layernorm",
+    "low_precision_layernorm": "layernorm",
+    "layernorm1p": "layernorm1p",
+    "rmsnorm": "rmsnorm",
+}
+_POSITIONS: Mapping[str, PositionKind] = {"learned_absolute": "learned", "rope": "rope", "none": "none"}
+_ACTIVATIONS: Mapping[str, tuple[Activation, bool]] = {
+    "gelu": ("gelu", False),
+    "relu": ("relu", False),
+    "squared-relu": ("relu2", False),
+    "geglu": ("gelu", True),
+    "fast-geglu": ("gelu", True),
+    "swiglu": ("silu", True),
+    "fast-swiglu": ("silu", True),
+    "reglu": ("relu", True),
+    "fast-reglu": ("relu", True),
+}
+"""The activation, and whether it is gated."""
+
+HARMLESS = frozenset(
+    """
+    mcore_gpt micro_batch_size global_batch_size rampup_batch_size tensor_model_parallel_size
+    pipeline_model_parallel_size virtual_pipeline_model_parallel_size expert_model_parallel_size
+    context_parallel_size init_method_std use_scaled_init_method hidden_dropout ffn_dropout
+    apply_query_key_layer_scaling do_layer_norm_weight_decay make_vocab_size_divisible_by pre_process
+    post_process persist_layer_norm onnx_safe masked_softmax_fusion get_attention_mask_from_fusion
+    apply_rope_fusion native_amp_init_scale native_amp_growth_interval hysteresis fp32_residual_connection
+    fp16_lm_cross_entropy megatron_amp_O2 grad_allreduce_chunk_size_mb grad_div_ar_fusion
+    gradient_accumulation_fusion bias_dropout_add_fusion seed resume_from_checkpoint use_cpu_initialization
+    apex_transformer_log_level gradient_as_bucket_view sync_batch_comm activations_checkpoint_granularity
+    activations_checkpoint_method activations_checkpoint_num_layers
+    num_micro_batches_with_partial_activation_checkpoints activations_checkpoint_layers_per_pipeline
+    sequence_parallel transformer_engine fp8 fp8_e4m3 fp8_hybrid fp8_margin fp8_interval
+    fp8_amax_history_len fp8_amax_compute_algo fp8_wgrad fp8_params use_emha reduce_amax ub_tp_comm_overlap
+    tp_comm_atomic_ag tp_comm_atomic_rs nsys_profile optim data precision target nemo_version
+    restore_from_path use_flash_attention overlap_p2p_comm batch_p2p_comm name gc_interval
+    deterministic_mode cpu_offloading cpu_offloading_num_layers cpu_offloading_activations
+    cpu_offloading_weights embedding_init_method_std override_vocab_size encoder_seq_length dist_ckpt_format
+    dist_ckpt_load_on_device dist_ckpt_parallel_save dist_ckpt_load_strictness dist_ckpt_parallel_load
+    dist_ckpt_torch_dist_multiproc dist_ckpt_assume_constant_structure dist_ckpt_parallel_dist_opt
+    memory_profile attention_dropout rotary_emb_fusion peft inference
+    """.split()
+)
+"""What NeMo writes for training; none of it changes what the model computes when it is run."""
+
+
+def is_core(index: Index) -> bool:
+    """Whether the names are Megatron-core's."""
+    return any(".decoder.layers." in name for name in index)
+
+
+def read_spec(fields: Fields, vocab_size: int) -> ModelSpec:
+    """What model_config.yaml asks for."""
+    hidden, heads = fields.size("hidden_size"), fields.size("num_attention_heads")
+    _refuse_unsupported(fields)
+    head_dim = fields.take("kv_channels") or hidden // heads
+    norm = _one_of(fields, "normalization", "layernorm", _NORMS)
+    activation, gated = _activation(fields)
+    bias = bool(fields.take("bias", True))
+    return ModelSpec(
+        family="nemo",
+        vocab_size=vocab_size,
+        hidden_size=hidden,
+        num_layers=fields.size("num_layers"),
+        num_heads=heads,
+        num_kv_heads=fields.take("num_query_groups") or heads,
+        head_dim=head_dim,
+        intermediate_size=fields.take("ffn_hidden_size") or 4 * hidden,
+        max_positions=fields.size("max_position_embeddings"),
+        norm=norm,
+        norm_eps=float(fields.take("layernorm_epsilon", 1e-5)),
+        norm_bias=norm != "rmsnorm",
+        position=_one_of(fields, "position_embedding_type", "learned_absolute", _POSITIONS),
+        rope=_rope(fields, head_dim),
+        activation=activation,
+        gated=gated,
+        qkv_bias=bias or bool(fields.take("qkv_bias")),
+        attention_out_bias=bias,
+        mlp_bias=bias,
+        attention_scale=head_dim**-0.5 if fields.take("normalize_attention_scores", True) else 1.0,
+        sliding_window=_window(fields),
+        qk_norm="head" if fields.take("qk_layernorm") else None,
+        tied_embeddings=bool(fields.take("share_embeddings_and_output_weights", True)),
+        embedding_scale=hidden**0.5 if fields.take("apply_embedding_scaling") else 1.0,
+    )
+
+
+def _refuse_unsupported(fields: Fields) -> None:
+    fields.expect("transformer_block_type", "pre_ln", None, why="known: pre_ln")
+    fields.expect("attention_type", "multihead", None, why="known: multihead")
+    fields.expect("headscale", False, None, why="scaled heads are not supported")
+    fields.expect("rotary_interleaved", False, None, why="interleaved rotary pairs are not supported")
+    fields.expect("num_moe_experts", None, 0, why="NeMo's experts are not supported")
+
+
+T = TypeVar("T")
+
+
+def _one_of(fields: Fields, name: str, default: str, known: Mapping[str, T]) -> T:
+    value = fields.take(name) or default
+    if value not in known:
+        raise fields.error(name, value, f"unknown; known: {', '.join(known)}")
+    return known[value]
+
+
+def _activation(fields: Fields) -> tuple[Activation, bool]:
+    """Fused bias and GELU is the tanh form, whatever the name says."""
+    activation, gated = _one_of(fields, "activation", "gelu", _ACTIVATIONS)
+    fused = [fields.take(field) for field in ("bias_gelu_fusion", "bias_activation_fusion", "openai_gelu")]
+    if activation == "gelu" and any(fused):
+        activation = "gelu_tanh"
+    return activation, gated
+
+
+def _rope(fields: Fields, head_dim: int) -> RopeSpec | None:
+    share, base = fields.take("rotary_percentage", 1.0), fields.take("rotary_base", 10000.0)
+    factor = fields.take("seq_len_interpolation_factor")
+    if fields.take("position_embedding_type") != "rope":
+        return None
+    return RopeSpec(
+        kind="linear" if factor else "default",
+        theta=float(base),
+        rotary_dim=int(head_dim * share),
+        factor=float(factor or 1.0),
+    )
+
+
+def _window(fields: Fields) -> int | None:
+    """Written as [tokens before, tokens after], or not at all."""
+    window = fields.take("window_size")
+    if window in (None, [-1, -1], [-1, 0]):
+        return None
+    if not isinstance(window, list) or len(window) != 2 or window[1] != 0:
+        raise fields.error("window_size", window, "must be [tokens before, 0]")
+    return int(window[0]) + 1
+
+
+def family(spec: ModelSpec, index: Index) -> Family:
+    """The table for the names and the number of parts that this checkpoint has."""
+    core = is_core(index)
+    parts = len(next(iter(index.values()))) if index else 1
+    return Family(
+        name="nemo",
+        views=lambda _spec: _views(spec, index, core, parts),
+        prefixes=("model.language_model.", "model."),
+        ignored=r".*(rotary_pos_emb\.inv_freq|_extra_state|core_attention\..*)",
+    )
+
+
+def _views(spec: ModelSpec, index: Index, core: bool, parts: int) -> Mapping[str, View]:
+    layer = "decoder.layers.{i}" if core else "encoder.layers.{i}"
+    attention = f"{layer}.self_attention"
+    fused_norms = any(name.endswith("linear_qkv.layer_norm_weight") for name in index)
+    return {
+        "embed": view("embedding.word_embeddings"),
+        "positions": view("embedding.position_embeddings"),
+        "layers.{i}.attn_norm": _norm(f"{attention}.linear_qkv", fused_norms, f"{layer}.input_layernorm"),
+        **_qkv(spec, f"{attention}.{'linear_qkv' if core else 'query_key_value'}"),
+        "layers.{i}.attn.q_norm": view(f"{attention}.q_layernorm"),
+        "layers.{i}.attn.k_norm": view(f"{attention}.k_layernorm"),
+        "layers.{i}.attn.o": view(f"{attention}.{'linear_proj' if core else 'dense'}"),
+        "layers.{i}.mlp_norm": _norm(
+            f"{layer}.mlp.linear_fc1",
+            fused_norms,
+            f"{layer}.{'pre_mlp_layernorm' if core else 'post_attention_layernorm'}",
+        ),
+        **_mlp(spec, index, core, parts, f"{layer}.mlp"),
+        "norm": view("decoder.final_layernorm" if core else "encoder.final_layernorm"),
+        "head": view("embedding.word_embeddings" if spec.tied_embeddings else "output_layer"),
+    }
+
+
+def _norm(linear: str, fused: bool, own: str) -> View:
+    return view(f"{linear}.layer_norm", joined="_") if fused else view(own)
+
+
+def _qkv(spec: ModelSpec, source: str) -> Mapping[str, View]:
+    """Group by group: the queries that share a key, the key, the value."""
+    dim = spec.head_dim
+    queries = spec.num_heads // spec.num_kv_heads * dim
+    stride = queries + 2 * dim
+    blocks = {"q": (0, queries), "k": (queries, dim), "v": (queries + dim, dim)}
+    return {
+        f"layers.{{i}}.attn.{name}": view(source, offset=offset, block=block, stride=stride)
+        for name, (offset, block) in blocks.items()
+    }
+
+
+def _mlp(spec: ModelSpec, index: Index, core: bool, parts: int, prefix: str) -> Mapping[str, View]:
+    """Where gate and up are one tensor, every part holds its share of the gate, then of up."""
+    first, last = ("linear_fc1", "linear_fc2") if core else ("dense_h_to_4h", "dense_4h_to_h")
+    down = {"layers.{i}.mlp.down": view(f"{prefix}.{last}")}
+    if not spec.gated:
+        return {"layers.{i}.mlp.up": view(f"{prefix}.{first}"), **down}
+    if any("dense_h_to_4h_2." in name for name in index):
+        gate, up = view(f"{prefix}.{first}"), view(f"{prefix}.{first}_2")
+    else:
+        share = spec.intermediate_size // parts
+        gate, up = (
+            view(f"{prefix}.{first}", offset=offset, block=share, stride=2 * share) for offset in (0, share)
+        )
+    return {"layers.{i}.mlp.gate": gate, "layers.{i}.mlp.up": up, **down}
