@@ -1,15 +1,16 @@
-"""Running one rank: the interface of every engine, and the torch engine that interprets its programs."""
+"""Running one rank: the interface of every engine, and the torch engine, which binds weights to programs."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from torch import Tensor
 
-from builders.export import OPERATORS, Graphs
+from builders.export import OPERATORS
 from builders.ops import LayerCache, Step
-from builders.program import Operators, Program, plain_operators, run
+from builders.program import Program, plain_operators, run
 
 
 class Engine(Protocol):
@@ -20,50 +21,85 @@ class Engine(Protocol):
         [R, vocabulary], or to hidden states for the next stage."""
 
 
-class GraphEngine:
-    """Executes the exported programs as they are, operator by operator."""
+Runner = Callable[[Mapping[str, Any]], list[Tensor]]
+"""Executes a program on values by name: inputs, weights and constants."""
+
+
+def interpreted(program: Program) -> Runner:
+    """Operator by operator, as PyTorch runs them."""
+    operators = plain_operators(OPERATORS)
+    return lambda bound: run(program, operators, bound)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """A program and what executes it."""
+
+    program: Program
+    runner: Runner
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pieces:
+    """All programs of a rank; layers of equal structure share one."""
+
+    embed: Piece | None
+    rotary: Piece | None
+    blocks: tuple[Piece, ...]
+    layers: tuple[int, ...]
+    """For every layer of the rank, which of the blocks it is."""
+    head: Piece | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bound:
+    """A piece with its weights and constants under the names that the program knows them by."""
+
+    piece: Piece
+    tensors: Mapping[str, Tensor]
+
+    def __call__(self, inputs: Mapping[str, Any]) -> list[Tensor]:
+        return self.piece.runner({**self.tensors, **inputs})
+
+
+def bind(piece: Piece | None, tensors: Mapping[str, Tensor], prefix: str = "") -> Bound | None:
+    """Give a piece the tensors of its place in the model."""
+    if piece is None:
+        return None
+    weights = {value: tensors[prefix + name] for value, name in piece.program.weights.items()}
+    constants = {value: tensors[name] for value, name in piece.program.constants.items()}
+    return Bound(piece=piece, tensors=weights | constants)
+
+
+class TorchEngine:
+    """A rank whose programs run in this process, on the CPU or on its device."""
 
     def __init__(
-        self,
-        graphs: Graphs,
-        first_layer: int,
-        tensors: Mapping[str, Tensor],
-        caches: list[LayerCache],
-        operators: Operators | None = None,
+        self, pieces: Pieces, first_layer: int, tensors: Mapping[str, Tensor], caches: list[LayerCache]
     ) -> None:
-        self._graphs, self._caches = graphs, caches
-        self._operators = operators or plain_operators(OPERATORS)
-        self._embed = _bound(graphs.embed, tensors, "") if graphs.embed else {}
-        self._rotary = _bound(graphs.rotary, tensors, "") if graphs.rotary else {}
-        self._head = _bound(graphs.head, tensors, "") if graphs.head else {}
+        self._caches = caches
+        self._embed, self._rotary, self._head = (
+            bind(piece, tensors) for piece in (pieces.embed, pieces.rotary, pieces.head)
+        )
         self._layers = [
-            (graphs.blocks[block], _bound(graphs.blocks[block], tensors, f"layers.{first_layer + index}."))
-            for index, block in enumerate(graphs.layers)
+            bind(pieces.blocks[block], tensors, f"layers.{first_layer + index}.")
+            for index, block in enumerate(pieces.layers)
         ]
 
     def forward(self, x: Tensor, step: Step) -> Tensor:
-        inputs = {f"step_{name}": value for name, value in vars(step).items()}
-        if self._graphs.embed:
-            x = self._run(self._graphs.embed, self._embed, {"ids": x, "positions": step.positions})
+        inputs: dict[str, Any] = {f"step_{name}": value for name, value in vars(step).items()}
+        if self._embed is not None:
+            (x,) = self._embed({"ids": x, "positions": step.positions})
         inputs |= self._angles(inputs)
-        for (program, bound), cache in zip(self._layers, self._caches, strict=True):
-            x = self._run(program, bound, {**inputs, "x": x, "cache_k": cache.k, "cache_v": cache.v})
-        if self._graphs.head:
-            x = self._run(self._graphs.head, self._head, {"x": x, "wanted": step.wanted})
+        for layer, cache in zip(self._layers, self._caches, strict=True):
+            assert layer is not None, "every layer has a block"
+            (x,) = layer({**inputs, "x": x, "cache_k": cache.k, "cache_v": cache.v})
+        if self._head is not None:
+            (x,) = self._head({"x": x, "wanted": step.wanted})
         return x
 
-    def _angles(self, inputs: Mapping[str, Tensor]) -> dict[str, Any]:
-        if self._graphs.rotary is None:
+    def _angles(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        if self._rotary is None:
             return {"rotary": None}
-        cos, sin = run(self._graphs.rotary, self._operators, {**inputs, **self._rotary})
+        cos, sin = self._rotary(inputs)
         return {"rotary_0": cos, "rotary_1": sin}
-
-    def _run(self, program: Program, bound: Mapping[str, Tensor], inputs: Mapping[str, Any]) -> Tensor:
-        (result,) = run(program, self._operators, {**bound, **inputs})
-        return result
-
-
-def _bound(program: Program, tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Weights under the names that the program knows them by, and the rank's constants."""
-    weights = {value: tensors[prefix + name] for value, name in program.weights.items()}
-    return weights | {value: tensors[name] for value, name in program.constants.items()}

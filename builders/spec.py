@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -40,6 +41,15 @@ class RopeSpec:
     """`yarn`: round the bounds of its ramp to whole dimensions."""
     short_factor: tuple[float, ...] = ()
     long_factor: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.rotary_dim < 2 or self.rotary_dim % 2:
+            raise ConfigError(f"rotary_dim={self.rotary_dim}: must be even")
+        for name in ("theta", "factor", "attention_factor", "beta_fast", "beta_slow"):
+            _check_number(f"rope.{name}", getattr(self, name), positive=True)
+        for factor in (*self.short_factor, *self.long_factor):
+            _check_number("rope.short_factor, long_factor", factor, positive=True)
+        _check_scaling(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +112,10 @@ class ModelSpec:
         for name in _POSITIVE:
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)}: must be at least 1")
+        for name in _FINITE:
+            _check_number(name, getattr(self, name))
+        for name in ("norm_eps", "clip_qkv"):
+            _check_number(name, getattr(self, name), positive=True)
         if self.num_heads % self.num_kv_heads:
             raise ConfigError(
                 f"num_kv_heads={self.num_kv_heads}: must divide the {self.num_heads} attention heads"
@@ -145,3 +159,29 @@ _POSITIVE = (
     "intermediate_size",
     "max_positions",
 )
+
+_FINITE = ("attention_scale", "alibi_bias_max", "embedding_scale", "logit_scale")
+
+
+def _check_number(name: str, value: float | None, *, positive: bool = False) -> None:
+    if value is not None and not (math.isfinite(value) and (value > 0 or not positive)):
+        raise ConfigError(f"{name}={value}: must be a finite number{' above 0' if positive else ''}")
+
+
+def _check_scaling(rope: RopeSpec) -> None:
+    """What the formulas of one kind or another cannot do without."""
+    kind, half, original = rope.kind, rope.rotary_dim // 2, rope.original_max_positions
+    sizes = {len(rope.short_factor), len(rope.long_factor)}
+    if kind in ("llama3", "yarn", "longrope") and original < 1:
+        raise ConfigError(f"rope.original_max_positions={original}: must be at least 1")
+    if kind == "dynamic" and (rope.max_positions < 1 or half < 2):
+        raise ConfigError(f"rope.kind='dynamic', rotary_dim={rope.rotary_dim}: needs at least 4")
+    if kind == "llama3" and rope.high_freq_factor <= rope.low_freq_factor:
+        raise ConfigError(
+            f"rope.high_freq_factor={rope.high_freq_factor}: must be above "
+            f"low_freq_factor={rope.low_freq_factor}"
+        )
+    if kind == "yarn" and rope.theta <= 1:
+        raise ConfigError(f"rope.theta={rope.theta}: must be above 1")
+    if kind == "longrope" and sizes != {half}:
+        raise ConfigError(f"rope.short_factor, long_factor: must hold {half} numbers, not {sorted(sizes)}")

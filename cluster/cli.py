@@ -15,7 +15,7 @@ from builders.errors import RankforgeError, UserError
 from cluster.convert_options import ConvertOptions
 from cluster.demo_options import DemoOptions
 from cluster.inspect_options import InspectOptions
-from cluster.options import command
+from cluster.options import command, normalize
 from cluster.progress import stderr_reporter
 
 app = typer.Typer(
@@ -23,7 +23,7 @@ app = typer.Typer(
     help="Convert LLM checkpoints to one shard per rank, build engines, and serve them.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": ["-h", "--help"], "token_normalize_func": normalize},
 )
 
 
@@ -87,6 +87,8 @@ def main() -> None:
     except typer.Abort:
         sys.exit(130)
     except TyperException as error:
+        if not error.format_message():  # a bare `rankforge` has just printed its help
+            sys.exit(2)
         _fail(error.format_message(), 2)
 
 

@@ -69,6 +69,7 @@ def _parameter(field: dataclasses.Field[Any], hint: Any) -> inspect.Parameter:
 
 
 _METAVARS: Mapping[Any, str] = {
+    bool: "",
     int: "N",
     int | None: "N",
     str: "TEXT",

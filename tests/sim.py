@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import repeat
 from pathlib import Path
@@ -29,12 +30,13 @@ class ThreadGroup:
     def member(self, index: int) -> Member:
         return Member(self, index)
 
-    def exchange(self, index: int, x: Tensor) -> list[Tensor]:
+    def join(self, index: int, x: Tensor, combine: Callable[[list[Tensor]], Tensor]) -> Tensor:
+        """Nobody leaves before everybody has read: a rank may overwrite what it gave right after."""
         self._slots[index] = x
         self._barrier.wait()
-        everyone = list(self._slots)
+        joined = combine(self._slots)
         self._barrier.wait()
-        return everyone
+        return joined
 
 
 class Member:
@@ -44,10 +46,10 @@ class Member:
         self._group, self._index = group, index
 
     def all_reduce(self, x: Tensor) -> Tensor:
-        return torch.stack(self._group.exchange(self._index, x)).sum(0)
+        return self._group.join(self._index, x, lambda parts: torch.stack(parts).sum(0))
 
     def all_gather(self, x: Tensor) -> Tensor:
-        return torch.cat(self._group.exchange(self._index, x), dim=-1)
+        return self._group.join(self._index, x, lambda parts: torch.cat(parts, dim=-1))
 
 
 class Ranks:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, get_args
 
 from builders.errors import ConfigError
 from builders.families import dbrx, gpt2, gpt_bigcode, llama, mixtral, mpt, starcoder2
-from builders.families.fields import Fields
+from builders.families.fields import HARMLESS, Fields
 from builders.families.view import Family
 from builders.spec import ModelSpec
 
@@ -20,11 +20,12 @@ FAMILIES: Mapping[str, Family] = {
 
 def from_transformers(values: dict[str, Any], ignored: Collection[str] = ()) -> tuple[Family, ModelSpec]:
     """The family and the spec of a Hugging Face config.json; `ignored` fields are not complained about."""
-    model_type = str(values.get("model_type"))
-    if model_type not in FAMILIES:
+    model_type = values.get("model_type")
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise ConfigError(f"config field model_type={model_type!r}: unknown; known: {', '.join(FAMILIES)}")
-    if values.get("quantization_config") is not None:
-        method = values["quantization_config"].get("quant_method")
+    quantization = values.get("quantization_config")
+    if quantization is not None:
+        method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
         raise ConfigError(
             f"config field quantization_config={method!r}: quantized checkpoints are not read; "
             "convert the original one"
@@ -40,19 +41,52 @@ def from_transformers(values: dict[str, Any], ignored: Collection[str] = ()) -> 
 
 def _configuration(family: Family, values: dict[str, Any]) -> object:
     """The family's own configuration class, which knows the defaults."""
+    from huggingface_hub.errors import StrictDataclassError
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+    cls = CONFIG_MAPPING[values["model_type"]]
     try:
-        return CONFIG_MAPPING[values["model_type"]].from_dict(family.prepare(values))
-    except (ValueError, TypeError, KeyError, ArithmeticError, AttributeError) as error:
-        raise ConfigError(f"config of type {values['model_type']!r}: {_one_line(error)}") from error
+        return cls.from_dict(_relevant(cls, family.prepare(values)))
+    except (
+        StrictDataclassError,
+        ValueError,
+        TypeError,
+        LookupError,
+        ArithmeticError,
+        AttributeError,
+    ) as error:
+        why = _one_line(error.__cause__ or error)
+        raise ConfigError(f"config of type {values['model_type']!r}: {why}") from error
+
+
+def _relevant(cls: Any, values: Mapping[str, Any]) -> dict[str, Any]:
+    """What changes the model, with 8.0 for 8 where the class takes nothing but floats."""
+    nested: Mapping[str, Any] = getattr(cls, "sub_configs", {})
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        declared = getattr(cls, "__dataclass_fields__", {}).get(name)
+        if name in nested and isinstance(value, Mapping):
+            found[name] = _relevant(nested[name], value)
+        elif type(value) is int and declared and _only_float(declared.type):
+            found[name] = float(value)
+        elif name not in HARMLESS:
+            found[name] = value
+    return found
+
+
+def _only_float(declared: Any) -> bool:
+    options = get_args(declared) or (declared,)
+    return float in options and int not in options
+
+
+_SIZES = ("_size", "_embeddings", "_dim", "_len")
 
 
 def _refuse_empty_sizes(values: Mapping[str, Any]) -> None:
     """Before a configuration class divides by one of them."""
     for name, value in values.items():
-        sized = name.startswith(("n_", "num_", "d_model")) or name.endswith(("_size", "_embeddings"))
-        if sized and type(value) is int and value < 1:
+        sized = name.startswith(("n_", "num_", "d_model")) or name.endswith(_SIZES)
+        if sized and name not in HARMLESS and type(value) is int and value < 1:
             raise ConfigError(f"config field {name}={value}: must be at least 1")
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from builders.families.fields import ACTIVATIONS, Fields
 from builders.families.rope import rope_spec
 from builders.families.view import Family, View, view
-from builders.spec import ModelSpec, MoeSpec, RopeSpec
+from builders.spec import Activation, ModelSpec, MoeSpec, RopeSpec
 
 
 def _spec(fields: Fields) -> ModelSpec:
@@ -16,9 +16,6 @@ def _spec(fields: Fields) -> ModelSpec:
         raise fields.error("n_heads", heads, f"must divide d_model={hidden}")
     attention, ffn = fields.sub("attn_config"), fields.sub("ffn_config")
     head_dim, positions = hidden // heads, fields.size("max_seq_len")
-    activation = str((ffn.take("ffn_act_fn") or {"name": "silu"}).get("name"))
-    if activation not in ACTIVATIONS:
-        raise ffn.error("ffn_act_fn", activation, f"unknown; known: {', '.join(ACTIVATIONS)}")
     return ModelSpec(
         family="dbrx",
         vocab_size=fields.size("vocab_size"),
@@ -33,26 +30,34 @@ def _spec(fields: Fields) -> ModelSpec:
         norm_eps=1e-5,
         position="rope",
         rope=_rope(fields, attention, head_dim, positions),
-        activation=ACTIVATIONS[activation],
+        activation=_activation(ffn),
         gated=True,
         moe=_moe(ffn),
         attention_scale=head_dim**-0.5,
-        clip_qkv=attention.take("clip_qkv"),
-        tied_embeddings=bool(fields.take("tie_word_embeddings")),
+        clip_qkv=attention.optional_number("clip_qkv"),
+        tied_embeddings=fields.flag("tie_word_embeddings"),
     )
 
 
 def _rope(fields: Fields, attention: Fields, head_dim: int, positions: int) -> RopeSpec:
     """Files of Transformers 5 say `rope_parameters`; the published ones `attn_config.rope_theta`."""
-    older = attention.written("rope_theta")
+    older = attention.optional_number("rope_theta")
     if fields.written("rope_parameters") is not None or older is None:
         return rope_spec(fields, head_dim=head_dim, max_positions=positions)
-    return RopeSpec(rotary_dim=head_dim, theta=float(older))
+    return RopeSpec(rotary_dim=head_dim, theta=older)
+
+
+def _activation(ffn: Fields) -> Activation:
+    value = ffn.take("ffn_act_fn") or {"name": "silu"}
+    name = value.get("name", "silu") if isinstance(value, dict) and value.keys() <= {"name"} else value
+    if not isinstance(name, str) or name not in ACTIVATIONS:
+        raise ffn.error("ffn_act_fn", value, f"unknown activation; known: {', '.join(ACTIVATIONS)}")
+    return ACTIVATIONS[name]
 
 
 def _moe(ffn: Fields) -> MoeSpec:
-    power = ffn.take("moe_normalize_expert_weights")
-    if power not in (None, 1, 1.0):
+    power = ffn.optional_number("moe_normalize_expert_weights")
+    if power not in (None, 1):
         why = "known: 1 (weights of the chosen experts add up to 1) and null"
         raise ffn.error("moe_normalize_expert_weights", power, why)
     return MoeSpec(

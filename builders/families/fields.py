@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import reprlib
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -16,9 +18,13 @@ HARMLESS = frozenset(
     summary_first_dropout bos_token_id eos_token_id pad_token_id sep_token_id cls_token_id unk_token_id
     output_attentions output_hidden_states output_router_logits return_dict id2label label2id num_labels
     problem_type task_specific_params _name_or_path auto_map name_or_path tokenizer_class
-    chunk_size_feed_forward is_encoder_decoder router_aux_loss_coef router_jitter_noise pretraining_tp
+    chunk_size_feed_forward router_aux_loss_coef router_jitter_noise pretraining_tp
     gradient_checkpointing attn_implementation _attn_implementation use_flash_attn finetuning_task
     prefix torchscript pruned_heads unsloth_version unsloth_fixed model_max_length tokenizer_padding_side
+    is_decoder use_bfloat16 tf_legacy_loss output_scores return_dict_in_generate remove_invalid_values
+    max_length min_length do_sample early_stopping num_beams num_beam_groups diversity_penalty temperature
+    top_k top_p typical_p repetition_penalty length_penalty no_repeat_ngram_size num_return_sequences
+    encoder_no_repeat_ngram_size decoder_start_token_id tie_encoder_decoder
     """.split()
 )
 """Fields of every family that do not change what the model computes when it is run."""
@@ -33,6 +39,10 @@ ACTIVATIONS: Mapping[str, Activation] = {
     "relu": "relu",
     "relu2": "relu2",
 }
+
+_REPR = reprlib.Repr()
+_REPR.maxstring = _REPR.maxother = 80
+"""Long values are shortened, so that a complaint stays a line."""
 
 
 class Fields:
@@ -60,10 +70,34 @@ class Fields:
             raise self.error(name, value, "must be a whole number of at least 1")
         return value
 
+    def optional_size(self, name: str) -> int | None:
+        """A count that may be left out."""
+        return None if self.take(name) is None else self.size(name)
+
+    def number(self, name: str, default: float | None = None) -> float:
+        """A finite number."""
+        value = self.take(name)
+        value = default if value is None else value
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise self.error(name, value, "must be a finite number")
+        return float(value)
+
+    def optional_number(self, name: str) -> float | None:
+        """A finite number that may be left out."""
+        return None if self.take(name) is None else self.number(name)
+
+    def flag(self, name: str, default: bool = False) -> bool:
+        """True or false."""
+        value = self.take(name)
+        value = default if value is None else value
+        if not isinstance(value, bool):
+            raise self.error(name, value, "must be true or false")
+        return value
+
     def activation(self, name: str) -> Activation:
         """The activation under one of Transformers' names."""
         value = self.take(name)
-        if value not in ACTIVATIONS:
+        if not isinstance(value, str) or value not in ACTIVATIONS:
             raise self.error(name, value, f"unknown activation; known: {', '.join(ACTIVATIONS)}")
         return ACTIVATIONS[value]
 
@@ -77,8 +111,10 @@ class Fields:
         """A nested configuration; unread fields of it count too."""
         self._read.add(name)
         written = self._values.get(name)
+        if written is not None and not isinstance(written, Mapping):
+            raise self.error(name, written, "must be an object")
         child = Fields(
-            written if isinstance(written, Mapping) else {},
+            written or {},
             getattr(self._config, name, None),
             f"{self._prefix}{name}.",
         )
@@ -87,7 +123,8 @@ class Fields:
 
     def error(self, name: str, value: object, why: str) -> ConfigError:
         """The one shape that every complaint about a field has."""
-        return ConfigError(f"config field {self._prefix}{name}={value!r}: {why}")
+        shown = name if name.isprintable() else repr(name)
+        return ConfigError(f"config field {self._prefix}{shown}={_REPR.repr(value)}: {why}")
 
     def check_all_read(self, harmless: Collection[str]) -> None:
         """Refuse fields that nobody read and that are not known to leave the model as it is."""
@@ -98,7 +135,7 @@ class Fields:
                     name,
                     value,
                     "not understood; if it does not change the model, add "
-                    f"--ignore_config_field {self._prefix}{name}",
+                    f"--ignore_config_field {self._prefix}{name if name.isprintable() else '...'}",
                 )
         for child in self._children:
             child.check_all_read(harmless)

@@ -16,7 +16,7 @@ def _spec(fields: Fields) -> ModelSpec:
     fields.expect("add_cross_attention", False, None, why="cross-attention is not supported")
     fields.expect("attention_head_type", "multihead", "multiquery", why="known: multihead, multiquery")
     multi_query = fields.take("attention_head_type") == "multiquery"
-    scaled = fields.take("scale_attn_weights", True)
+    scaled = fields.flag("scale_attn_weights", True)
     return ModelSpec(
         family="gpt2",
         vocab_size=fields.size("vocab_size"),
@@ -25,10 +25,10 @@ def _spec(fields: Fields) -> ModelSpec:
         num_heads=heads,
         num_kv_heads=1 if multi_query else heads,
         head_dim=hidden // heads,
-        intermediate_size=fields.take("n_inner") or 4 * hidden,
+        intermediate_size=fields.optional_size("n_inner") or 4 * hidden,
         max_positions=fields.size("n_positions"),
         norm="layernorm",
-        norm_eps=fields.take("layer_norm_epsilon"),
+        norm_eps=fields.number("layer_norm_epsilon"),
         norm_bias=True,
         position="learned",
         activation=fields.activation("activation_function"),
@@ -36,8 +36,8 @@ def _spec(fields: Fields) -> ModelSpec:
         attention_out_bias=True,
         mlp_bias=True,
         attention_scale=(hidden // heads) ** -0.5 if scaled else 1.0,
-        scale_by_layer=bool(fields.take("scale_attn_by_inverse_layer_idx")),
-        tied_embeddings=bool(fields.take("tie_word_embeddings", True)),
+        scale_by_layer=fields.flag("scale_attn_by_inverse_layer_idx"),
+        tied_embeddings=fields.flag("tie_word_embeddings", True),
     )
 
 

@@ -12,10 +12,10 @@ from builders.spec import ModelSpec
 
 def _spec(fields: Fields) -> ModelSpec:
     hidden, heads = fields.size("hidden_size"), fields.size("num_attention_heads")
-    head_dim = fields.take("head_dim") or hidden // heads
+    head_dim = fields.optional_size("head_dim") or hidden // heads
     positions = fields.size("max_position_embeddings")
     fields.expect("layer_types", None, why="layers of different attention kinds are not supported")
-    bias = bool(fields.take("attention_bias", False))
+    bias = fields.flag("attention_bias")
     return ModelSpec(
         family="llama",
         vocab_size=fields.size("vocab_size"),
@@ -27,17 +27,17 @@ def _spec(fields: Fields) -> ModelSpec:
         intermediate_size=fields.size("intermediate_size"),
         max_positions=positions,
         norm="rmsnorm",
-        norm_eps=fields.take("rms_norm_eps"),
+        norm_eps=fields.number("rms_norm_eps"),
         position="rope",
         rope=rope_spec(fields, head_dim=head_dim, max_positions=positions),
         activation=fields.activation("hidden_act"),
         gated=True,
         qkv_bias=bias,
         attention_out_bias=bias,
-        mlp_bias=bool(fields.take("mlp_bias", False)),
+        mlp_bias=fields.flag("mlp_bias"),
         attention_scale=head_dim**-0.5,
-        sliding_window=fields.take("sliding_window"),
-        tied_embeddings=bool(fields.take("tie_word_embeddings")),
+        sliding_window=fields.optional_size("sliding_window"),
+        tied_embeddings=fields.flag("tie_word_embeddings"),
     )
 
 

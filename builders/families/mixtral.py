@@ -12,7 +12,7 @@ from builders.spec import ModelSpec, MoeSpec
 
 def _spec(fields: Fields) -> ModelSpec:
     hidden, heads = fields.size("hidden_size"), fields.size("num_attention_heads")
-    head_dim = fields.take("head_dim") or hidden // heads
+    head_dim = fields.optional_size("head_dim") or hidden // heads
     positions = fields.size("max_position_embeddings")
     return ModelSpec(
         family="mixtral",
@@ -25,7 +25,7 @@ def _spec(fields: Fields) -> ModelSpec:
         intermediate_size=fields.size("intermediate_size"),
         max_positions=positions,
         norm="rmsnorm",
-        norm_eps=fields.take("rms_norm_eps"),
+        norm_eps=fields.number("rms_norm_eps"),
         position="rope",
         rope=rope_spec(fields, head_dim=head_dim, max_positions=positions),
         activation=fields.activation("hidden_act"),
@@ -36,8 +36,8 @@ def _spec(fields: Fields) -> ModelSpec:
             renormalize=True,
         ),
         attention_scale=head_dim**-0.5,
-        sliding_window=fields.take("sliding_window"),
-        tied_embeddings=bool(fields.take("tie_word_embeddings")),
+        sliding_window=fields.optional_size("sliding_window"),
+        tied_embeddings=fields.flag("tie_word_embeddings"),
     )
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from builders.families.fields import Fields
 from builders.families.view import Family, View, view
@@ -22,11 +23,11 @@ def _spec(fields: Fields) -> ModelSpec:
     if hidden % heads:
         raise fields.error("n_heads", heads, f"must divide d_model={hidden}")
     attention, norm = fields.sub("attn_config"), fields.take("norm_type")
-    if norm not in _NORMS:
+    if not isinstance(norm, str) or norm not in _NORMS:
         raise fields.error("norm_type", norm, f"unknown; known: {', '.join(_NORMS)}")
     _refuse_unsupported(attention)
-    bias = not fields.take("no_bias")
-    scale = attention.take("softmax_scale")
+    bias = not fields.flag("no_bias")
+    scale = attention.optional_number("softmax_scale")
     return ModelSpec(
         family="mpt",
         vocab_size=fields.size("vocab_size"),
@@ -38,19 +39,19 @@ def _spec(fields: Fields) -> ModelSpec:
         intermediate_size=_width(fields, hidden),
         max_positions=fields.size("max_seq_len"),
         norm=_NORMS[norm],
-        norm_eps=fields.written("norm_eps") or fields.take("layer_norm_epsilon"),
+        norm_eps=fields.number("norm_eps", fields.number("layer_norm_epsilon")),
         norm_bias=bias and _NORMS[norm] == "layernorm",
         position=_position(fields, attention),
-        alibi_bias_max=float(attention.take("alibi_bias_max")),
+        alibi_bias_max=attention.number("alibi_bias_max"),
         activation="gelu",
         qkv_bias=bias,
         attention_out_bias=bias,
         mlp_bias=bias,
         attention_scale=(hidden // heads) ** -0.5 if scale is None else scale,
         sliding_window=_window(attention),
-        clip_qkv=attention.take("clip_qkv") or None,
-        qk_norm="whole" if attention.take("qk_ln") else "head" if attention.take("qk_gn") else None,
-        tied_embeddings=bool(fields.take("tie_word_embeddings")),
+        clip_qkv=attention.optional_number("clip_qkv") or None,
+        qk_norm=_qk_norm(attention),
+        tied_embeddings=fields.flag("tie_word_embeddings"),
         logit_scale=_logit_scale(fields, hidden),
     )
 
@@ -58,6 +59,7 @@ def _spec(fields: Fields) -> ModelSpec:
 def _refuse_unsupported(attention: Fields) -> None:
     attention.expect("prefix_lm", False, None, why="prefix attention is not supported")
     attention.expect("attn_uses_sequence_id", False, None, why="sequence ids are not supported")
+    attention.expect("fused_qkv", True, None, why="q, k and v in tensors of their own are not supported")
     attention.expect("rope", False, None, why="rotary MPT models are not supported")
 
 
@@ -66,7 +68,7 @@ def _kv_heads(attention: Fields, heads: int) -> int:
     if kind == "grouped_query_attention":
         return attention.size("kv_n_heads")
     kinds = {"multihead_attention": heads, "multiquery_attention": 1}
-    if kind not in kinds:
+    if not isinstance(kind, str) or kind not in kinds:
         raise attention.error("attn_type", kind, f"known: {', '.join(kinds)}, grouped_query_attention")
     attention.expect("kv_n_heads", None, kinds[kind], why=f"{kind} has {kinds[kind]}")
     return kinds[kind]
@@ -75,30 +77,40 @@ def _kv_heads(attention: Fields, heads: int) -> int:
 def _width(fields: Fields, hidden: int) -> int:
     ffn = fields.sub("ffn_config")
     ffn.expect("ffn_type", "mptmlp", None, why="known: mptmlp")
-    given = ffn.take("ffn_hidden_size")
-    ratio = fields.written("expansion_ratio") or 4
+    given, ratio = ffn.optional_size("ffn_hidden_size"), fields.written("expansion_ratio")
+    ratio = 4 if ratio is None else ratio
+    if type(ratio) not in (int, float) or not 1 <= ratio * hidden < math.inf:
+        raise fields.error("expansion_ratio", ratio, "must be a number above 0")
     return given or int(ratio * hidden)
 
 
 def _position(fields: Fields, attention: Fields) -> PositionKind:
-    learned = fields.take("learned_pos_emb")
-    if attention.take("alibi"):
+    learned = fields.flag("learned_pos_emb")
+    if attention.flag("alibi"):
         return "alibi"
     return "learned" if learned else "none"
 
 
 def _window(attention: Fields) -> int | None:
+    """MPT counts the tokens before the token itself, and -1 is no window."""
     window = attention.take("sliding_window_size", -1)
-    return None if window == -1 else window
+    return None if window in (-1, None) else attention.size("sliding_window_size") + 1
+
+
+def _qk_norm(attention: Fields) -> Literal["whole", "head"] | None:
+    whole, head = attention.flag("qk_ln"), attention.flag("qk_gn")
+    if whole and head:
+        raise attention.error("qk_gn", head, "qk_ln is given too; one of them")
+    return "whole" if whole else "head" if head else None
 
 
 def _logit_scale(fields: Fields, hidden: int) -> float:
     scale = fields.take("logit_scale")
     if scale == "inv_sqrt_d_model":
         return float(hidden**-0.5)
-    if scale is not None and not isinstance(scale, int | float):
+    if isinstance(scale, str):
         raise fields.error("logit_scale", scale, "must be a number or inv_sqrt_d_model")
-    return 1.0 if scale is None else float(scale)
+    return fields.number("logit_scale", 1.0)
 
 
 def _views(spec: ModelSpec) -> Mapping[str, View]:
@@ -139,7 +151,7 @@ FAMILY = Family(
     harmless=frozenset(
         """
         init_device init_config embedding_fraction verbose tokenizer_name attn_config.attn_impl
-        attn_config.attn_pdrop fc_type use_pad_tok_in_ffn attn_config.fused_qkv ffn_config.fc_type
+        attn_config.attn_pdrop fc_type use_pad_tok_in_ffn ffn_config.fc_type
         attn_config.rope_theta attn_config.rope_impl attn_config.rope_dail_config attn_config.rope_hf_config
         """.split()
     ),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, get_args
+from typing import get_args
 
 from builders.families.fields import Fields
 from builders.spec import RopeKind, RopeSpec
@@ -20,52 +20,56 @@ _KNOWN = frozenset(
 
 def rope_spec(fields: Fields, *, head_dim: int, max_positions: int) -> RopeSpec:
     """What `rope_parameters` (or the older `rope_theta` and `rope_scaling`) ask for."""
-    values = fields.take("rope_parameters") or {}
     for older in ("rope_theta", "rope_scaling", "original_max_position_embeddings"):
         fields.written(older)
-    kind = values.get("rope_type", "default")
+    values = fields.take("rope_parameters") or {}
+    if not isinstance(values, Mapping):
+        raise fields.error("rope_parameters", values, "must be an object")
+    rope = Fields(values, prefix="rope_parameters.")
+    kind = rope.take("rope_type", "default")
     if kind not in get_args(RopeKind):
-        known = ", ".join(get_args(RopeKind))
-        raise fields.error("rope_parameters.rope_type", kind, f"unknown; known: {known}")
-    _check_keys(fields, values)
-    original = values.get("original_max_position_embeddings") or max_positions
-    factor = values.get("factor") or (max_positions / original if kind in ("yarn", "longrope") else 1.0)
+        raise rope.error("rope_type", kind, f"unknown; known: {', '.join(get_args(RopeKind))}")
+    _check_keys(rope, values)
+    original = rope.optional_size("original_max_position_embeddings") or max_positions
+    factor = rope.number("factor", max_positions / original if kind in ("yarn", "longrope") else 1.0)
     return RopeSpec(
         kind=kind,
-        theta=float(values.get("rope_theta") or 10000.0),
+        theta=rope.number("rope_theta", 10000.0),
         rotary_dim=head_dim,
-        factor=float(factor) if kind not in ("default", "longrope") else 1.0,
+        factor=factor if kind not in ("default", "longrope") else 1.0,
         max_positions=max_positions if kind == "dynamic" else 0,
-        original_max_positions=int(original) if kind in ("llama3", "yarn", "longrope") else 0,
-        attention_factor=_attention_factor(kind, values, float(factor), original),
-        low_freq_factor=float(values.get("low_freq_factor") or 1.0),
-        high_freq_factor=float(values.get("high_freq_factor") or 4.0),
-        beta_fast=float(values.get("beta_fast") or 32.0),
-        beta_slow=float(values.get("beta_slow") or 1.0),
-        truncate=bool(values.get("truncate", True)),
-        short_factor=_factors(fields, values, "short_factor", kind, head_dim),
-        long_factor=_factors(fields, values, "long_factor", kind, head_dim),
+        original_max_positions=original if kind in ("llama3", "yarn", "longrope") else 0,
+        attention_factor=_attention_factor(kind, rope, factor, original),
+        low_freq_factor=rope.number("low_freq_factor", 1.0),
+        high_freq_factor=rope.number("high_freq_factor", 4.0),
+        beta_fast=rope.number("beta_fast", 32.0),
+        beta_slow=rope.number("beta_slow", 1.0),
+        truncate=rope.flag("truncate", True),
+        short_factor=_factors(rope, "short_factor", kind, head_dim),
+        long_factor=_factors(rope, "long_factor", kind, head_dim),
     )
 
 
-def _check_keys(fields: Fields, values: Mapping[str, Any]) -> None:
+def _check_keys(rope: Fields, values: Mapping[str, object]) -> None:
     for key in sorted(values.keys() - _KNOWN):
-        raise fields.error(f"rope_parameters.{key}", values[key], "not understood")
-    if values.get("partial_rotary_factor") not in (None, 1, 1.0):
+        raise rope.error(key, values[key], "not understood")
+    if rope.number("partial_rotary_factor", 1.0) != 1:
         value = values["partial_rotary_factor"]
-        raise fields.error("rope_parameters.partial_rotary_factor", value, "this family rotates whole heads")
+        raise rope.error("partial_rotary_factor", value, "this family rotates whole heads")
 
 
-def _attention_factor(kind: str, values: Mapping[str, Any], factor: float, original: float) -> float:
+def _attention_factor(kind: str, rope: Fields, factor: float, original: int) -> float:
     """The published defaults, where the configuration does not give the factor itself."""
-    given = values.get("attention_factor")
-    if kind not in ("yarn", "longrope") or given is not None:
-        return 1.0 if given is None else float(given)
+    if kind not in ("yarn", "longrope"):
+        return 1.0
+    given = rope.optional_number("attention_factor")
+    if given is not None:
+        return given
     if factor <= 1:
         return 1.0
     if kind == "longrope":
-        return math.sqrt(1 + math.log(factor) / math.log(original))
-    mscale, all_dim = values.get("mscale"), values.get("mscale_all_dim")
+        return math.sqrt(1 + math.log(factor) / math.log(max(original, 2)))
+    mscale, all_dim = rope.optional_number("mscale"), rope.optional_number("mscale_all_dim")
     if mscale and all_dim:
         return _yarn_scale(factor, mscale) / _yarn_scale(factor, all_dim)
     return _yarn_scale(factor, 1.0)
@@ -75,12 +79,11 @@ def _yarn_scale(factor: float, mscale: float) -> float:
     return 0.1 * mscale * math.log(factor) + 1.0
 
 
-def _factors(
-    fields: Fields, values: Mapping[str, Any], key: str, kind: str, head_dim: int
-) -> tuple[float, ...]:
+def _factors(rope: Fields, key: str, kind: str, head_dim: int) -> tuple[float, ...]:
     if kind != "longrope":
         return ()
-    given = values.get(key)
-    if not isinstance(given, list) or len(given) != head_dim // 2:
-        raise fields.error(f"rope_parameters.{key}", given, f"must be a list of {head_dim // 2} numbers")
-    return tuple(float(value) for value in given)
+    given = rope.take(key)
+    numbers = isinstance(given, list) and all(type(value) in (int, float) for value in given)
+    if not numbers or len(given) != head_dim // 2:
+        raise rope.error(key, given, f"must be a list of {head_dim // 2} numbers")
+    return tuple(map(float, given))

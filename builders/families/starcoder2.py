@@ -12,9 +12,9 @@ from builders.spec import ModelSpec
 
 def _spec(fields: Fields) -> ModelSpec:
     hidden, heads = fields.size("hidden_size"), fields.size("num_attention_heads")
-    head_dim = fields.take("head_dim") or hidden // heads
+    head_dim = fields.optional_size("head_dim") or hidden // heads
     positions = fields.size("max_position_embeddings")
-    bias = bool(fields.take("use_bias"))
+    bias = fields.flag("use_bias")
     fields.expect("mlp_type", "default", why="known: default")
     fields.expect("norm_type", "layer_norm", why="known: layer_norm")
     return ModelSpec(
@@ -28,7 +28,7 @@ def _spec(fields: Fields) -> ModelSpec:
         intermediate_size=fields.size("intermediate_size"),
         max_positions=positions,
         norm="layernorm",
-        norm_eps=fields.take("norm_epsilon"),
+        norm_eps=fields.number("norm_epsilon"),
         norm_bias=True,
         position="rope",
         rope=rope_spec(fields, head_dim=head_dim, max_positions=positions),
@@ -37,8 +37,8 @@ def _spec(fields: Fields) -> ModelSpec:
         attention_out_bias=bias,
         mlp_bias=bias,
         attention_scale=head_dim**-0.5,
-        sliding_window=fields.take("sliding_window"),
-        tied_embeddings=bool(fields.take("tie_word_embeddings")),
+        sliding_window=fields.optional_size("sliding_window"),
+        tied_embeddings=fields.flag("tie_word_embeddings"),
     )
 
 

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+from importlib.metadata import entry_points
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import cluster.inspect
+from builders.errors import ArtifactError, WorkerError
+from cluster import cli
 from tests.tiny import save_llama
 
 ROOT = Path(__file__).parent.parent.parent
@@ -75,6 +81,83 @@ def test_version_and_help() -> None:
     text = rankforge("--help").stdout
     for command in ("convert", "inspect", "demo", "--install-completion"):
         assert command in text
+
+
+def test_installed_command_is_the_same() -> None:
+    (command,) = entry_points(group="console_scripts", name="rankforge")
+    assert command.load() is cli.main
+
+
+def test_bare_command_shows_help_and_no_empty_error() -> None:
+    result = rankforge()
+    assert (result.returncode, result.stderr) == (2, "")
+    assert "convert" in result.stdout
+
+
+@pytest.mark.parametrize("option", ["--show-completion", "--show_completion"])
+def test_completion_script(option: str) -> None:
+    assert "_COMPLETE" in rankforge(option, "bash").stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        ("con", ["convert"]),
+        ("convert --tp", ["--tp_size"]),
+        ("convert --load_format ", ["auto", "random"]),
+        ("convert --dtype b", ["bfloat16"]),
+    ],
+)
+def test_completion_offers(words: str, offered: list[str]) -> None:
+    line = f"rankforge {words}"
+    shell = {"COMP_WORDS": line, "COMP_CWORD": str(line.count(" ")), "_RANKFORGE_COMPLETE": "complete_bash"}
+    result = subprocess.run(
+        [sys.executable, "-c", "import sys; sys.argv[0] = 'rankforge'; from cluster.cli import main; main()"],
+        cwd=ROOT,
+        env={**os.environ, **shell},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert result.stdout.split() == offered
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "stderr"),
+    [
+        (ArtifactError("x: is\n  damaged"), 2, "error: x: is damaged\n"),
+        (WorkerError("rank 3 died"), 1, "error: rank 3 died\n"),
+        (KeyboardInterrupt(), 130, ""),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
+)
+def test_exit_codes(
+    error: BaseException,
+    code: int,
+    stderr: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run_with(error, monkeypatch) == code
+    assert capsys.readouterr() == ("", stderr)
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ZeroDivisionError):
+        run_with(ZeroDivisionError("a bug"), monkeypatch)
+
+
+def run_with(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The exit code of a command whose work raises this."""
+
+    def fail(*_args: object, **_options: object) -> None:
+        raise error
+
+    monkeypatch.setattr(cluster.inspect, "inspect", fail)
+    monkeypatch.setattr(sys, "argv", ["rankforge", "inspect", "x"])
+    with pytest.raises(SystemExit) as exit:
+        cli.main()
+    return exit.value.code
 
 
 def test_starting_imports_nothing_slow() -> None:

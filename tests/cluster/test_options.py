@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import typing
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +17,23 @@ from cluster.inspect_options import InspectOptions
 from cluster.options import command, option
 
 ALL = (ConvertOptions, InspectOptions, DemoOptions)
+SAMPLES: dict[Any, list[str]] = {
+    bool: [],
+    int: ["1"],
+    int | None: ["1"],
+    str: ["x"],
+    str | None: ["x"],
+    Path: ["x"],
+    Path | None: ["x"],
+    list[str]: ["x"],
+}
+"""What may follow an option of each type; a choice takes its last."""
+NAMED = [
+    (options, field)
+    for options in ALL
+    for field in dataclasses.fields(options)
+    if not field.metadata.get("positional")
+]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,7 +47,7 @@ class Sizes:
 
 def run(*args: str) -> tuple[int, list[Sizes]]:
     """Parse a command line of the example."""
-    app, seen = typer.Typer(), []
+    app, seen = typer.Typer(), list[Any]()
     command(app, Sizes)(seen.append)
     return CliRunner().invoke(app, args).exit_code, seen
 
@@ -36,6 +55,58 @@ def run(*args: str) -> tuple[int, list[Sizes]]:
 @pytest.mark.parametrize("spelling", ["--tp_size", "--tp-size"])
 def test_dash_and_underscore_are_one(spelling: str) -> None:
     assert run(spelling, "4", "--dry-run") == (0, [Sizes(tp_size=4, dry_run=True)])
+
+
+def parse(options: type[Any], args: list[str]) -> list[Any]:
+    """The options objects that a command line of one command gives."""
+    app, seen = typer.Typer(), list[Any]()
+    command(app, options)(seen.append)
+    result = CliRunner().invoke(app, args)
+    assert result.exit_code == 0, result.output
+    return seen
+
+
+def required(options: type[Any], but: str) -> list[str]:
+    """The shortest command line, less one option."""
+    args = []
+    for field in dataclasses.fields(options):
+        missing = field.default is field.default_factory is dataclasses.MISSING
+        if missing and field.name != but:
+            args += ["x"] if field.metadata.get("positional") else [f"--{field.name}", "x"]
+    return args
+
+
+def sample(hint: Any) -> list[str]:
+    """What to write after an option of this type."""
+    choices = typing.get_args(hint) if typing.get_origin(hint) is typing.Literal else ()
+    return [choices[-1]] if choices else SAMPLES[hint]
+
+
+@pytest.mark.parametrize(
+    ("options", "field"), NAMED, ids=lambda value: getattr(value, "__name__", getattr(value, "name", ""))
+)
+def test_both_spellings_of_every_option(options: type[Any], field: dataclasses.Field[Any]) -> None:
+    value = sample(typing.get_type_hints(options)[field.name])
+    rest = required(options, but=field.name)
+    names = (f"--{field.name}", f"--{field.name.replace('_', '-')}")
+    old, new = (parse(options, [*rest, name, *value]) for name in names)
+    assert len(old) == 1 and old == new
+    if value:
+        joined = parse(options, [*rest, f"{names[1]}={value[0]}"])
+        assert joined == old
+    assert getattr(old[0], field.name) not in (None, False)
+
+
+def test_values_keep_their_dashes() -> None:
+    (given,) = parse(ConvertOptions, ["--model-dir", "a-b_c", "--output-dir", "d-e_f"])
+    assert (given.model_dir, given.output_dir) == ("a-b_c", Path("d-e_f"))
+
+
+def test_flags_take_no_value_in_help() -> None:
+    app = typer.Typer()
+    command(app, Sizes)(lambda _options: None)
+    (line,) = [line for line in CliRunner().invoke(app, ["--help"]).output.splitlines() if "dry_run" in line]
+    assert "bool" not in line and "Do nothing." in line
 
 
 def test_repeated_option_is_a_list() -> None:

@@ -1,0 +1,72 @@
+"""Programs compiled ahead of time for the CPU: a shared library that takes its weights as inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram, export
+
+from builders.export import OPERATORS
+from builders.program import Program, TensorType, plain_operators, run
+
+_EXAMPLE_SIZES = {"tokens": 5, "batch": 3, "table": 2, "blocks": 7, "wanted": 4}
+"""Any sizes do, as long as they differ: equal ones would be taken for one."""
+
+
+def compile_program(program: Program, file: Path) -> None:
+    """Write the compiled package; it holds neither weights nor constants."""
+    torch._inductor.aoti_compile_and_package(  # type: ignore[attr-defined]
+        _exported(program), package_path=str(file)
+    )
+
+
+def _exported(program: Program) -> ExportedProgram:
+    sizes = {name: Dim(name) for name in _EXAMPLE_SIZES}
+    examples = {name: _example(program.types[name]) for name in tensors_of(program)}
+    dims = {name: _dims(program.types[name], sizes) for name in examples}
+    return export(_Interpreted(program), (examples,), dynamic_shapes=(dims,), strict=False)
+
+
+def tensors_of(program: Program) -> list[str]:
+    """The tensors a compiled program is given, in their order."""
+    names = (*program.inputs, *program.weights, *program.constants)
+    return [name for name in names if name in program.types]
+
+
+def _example(kind: TensorType) -> Tensor:
+    shape = [_EXAMPLE_SIZES.get(size) or int(size) for size in kind.shape]
+    return torch.zeros(shape, dtype=getattr(torch, kind.dtype))
+
+
+def _dims(kind: TensorType, sizes: Mapping[str, Any]) -> dict[int, Any] | None:
+    return {axis: sizes[size] for axis, size in enumerate(kind.shape) if size in sizes} or None
+
+
+class _Interpreted(nn.Module):
+    """A program as a module, for the compiler to trace."""
+
+    def __init__(self, program: Program) -> None:
+        super().__init__()
+        self._program, self._operators = program, plain_operators(OPERATORS)
+
+    def forward(self, values: dict[str, Tensor]) -> list[Tensor]:
+        absent = dict.fromkeys(self._program.inputs)
+        return run(self._program, self._operators, {**absent, **values})
+
+
+class CompiledProgram:
+    """A package, loaded without a compiler; one serves every layer of its structure."""
+
+    def __init__(self, program: Program, file: Path) -> None:
+        import builders.ops  # noqa: F401 (registers the operators that the library calls back)
+
+        self._names = tensors_of(program)
+        loader = torch._C._aoti.AOTIModelPackageLoader  # type: ignore[attr-defined]
+        self._loader = loader(str(file), "model", False, 1, -1)
+
+    def __call__(self, bound: Mapping[str, Any]) -> list[Tensor]:
+        return self._loader.run([bound[name] for name in self._names])  # type: ignore[no-any-return]
