@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import shutil
 from collections.abc import Iterable, Mapping
@@ -13,7 +12,6 @@ from builders.checkpoint import Manifest, SourceFile, check_file, read_manifest
 from builders.errors import ArtifactError
 from builders.sources.opened import Opened
 from builders.store import disk
-from builders.store.scratch import Scratch
 
 
 def source_files(opened: Opened, known: Mapping[str, SourceFile]) -> dict[str, SourceFile]:
@@ -47,21 +45,6 @@ def assemble(draft: Path, manifest: Manifest, opened: Opened) -> None:
     for name, _stat in disk.walk(draft):
         disk.sync(draft / name)
     disk.sync_folders(draft)
-
-
-def place(draft: Path, output: Path, scratch: Scratch, *, replace: bool) -> None:
-    """Make a finished draft visible; only with `replace` in the stead of a checkpoint that is there."""
-    if replace and output.exists():
-        scratch.discard(output)
-    try:
-        draft.rename(output)
-    except OSError as error:
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
-            raise
-        raise ArtifactError(
-            f"{output}: appeared while this conversion ran; look at it, then run again"
-        ) from error
-    disk.sync(output.parent)
 
 
 def existing(output: Path) -> Manifest | None:

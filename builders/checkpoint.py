@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from builders.config_file import Format, read_config, to_json
 from builders.constants import rank_constants, set_constants
 from builders.convert import read_rows
 from builders.decoder import Decoder, empty_decoder
-from builders.errors import ArtifactError, ConfigError
+from builders.errors import ArtifactError
 from builders.keys import content_key
 from builders.mapping import Mapping as RankMapping
+from builders.mapping import rank_shape
 from builders.params import params
-from builders.plain import from_json
 from builders.shard import targets
 from builders.sources.pieces import RandomPieces
 from builders.spec import ModelSpec
 from builders.store import disk
 from builders.tensor_file import Written
-
-FORMAT, FORMAT_VERSION = "rankforge-checkpoint", 1
 
 DtypeName = Literal["float32", "float16", "bfloat16"]
 
@@ -56,6 +54,10 @@ class Provenance:
 class Manifest:
     """The content of a checkpoint's config.json."""
 
+    format: ClassVar[Format] = Format(
+        name="rankforge-checkpoint", version=1, remedy="make one with `rankforge convert`"
+    )
+
     spec: ModelSpec
     mapping: RankMapping
     dtype: DtypeName
@@ -68,7 +70,7 @@ class Manifest:
     def key(self) -> str:
         """The content key: equal for equal inputs, wherever they came from and whoever converted them."""
         return content_key(
-            format=[FORMAT, FORMAT_VERSION],
+            format=[self.format.name, self.format.version],
             spec=self.spec.to_json(),
             mapping=asdict(self.mapping),
             dtype=self.dtype,
@@ -77,52 +79,35 @@ class Manifest:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data, with the format and the key in front."""
-        head = {"format": FORMAT, "format_version": FORMAT_VERSION, "key": self.key}
-        return {**head, **asdict(self)}
+        """The content of config.json."""
+        return to_json(self)
 
 
 def read_manifest(folder: Path) -> Manifest:
     """A checkpoint's manifest, once it is known to be ours and whole."""
-    file = folder / "config.json"
-    try:
-        data = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise ArtifactError(
-            f"{folder}: not a rankforge checkpoint ({error}); make one with `rankforge convert`"
-        ) from error
-    if not isinstance(data, dict) or data.pop("format", None) != FORMAT:
-        raise ArtifactError(f"{folder}: not a rankforge checkpoint; make one with `rankforge convert`")
-    if (version := data.pop("format_version", None)) != FORMAT_VERSION:
-        raise ArtifactError(
-            f"{file}: format version {version}, this rankforge reads {FORMAT_VERSION}; convert again"
-        )
-    key = data.pop("key", None)
-    try:
-        manifest = from_json(Manifest, data)
-    except ConfigError as error:
-        raise ArtifactError(f"{file}: damaged ({error}); convert again") from error
-    if manifest.key != key:
-        raise ArtifactError(f"{file}: was changed after it was written; convert again")
-    return manifest
+    return read_config(Manifest, folder)
 
 
 def load_rank(folder: Path, rank: int, *, verify: bool = False) -> Decoder:
     """One rank's decoder with its weights, mapped from its file where there is one."""
     manifest = read_manifest(folder)
-    tensors = (
-        _made_up(manifest, rank)
-        if manifest.random_seed is not None
-        else _stored(folder, manifest, rank, verify)
-    )
     decoder = empty_decoder(manifest.spec, manifest.mapping, rank)
-    place = manifest.mapping.place(rank)
-    if "head.weight" not in tensors and decoder.shape.last:
-        first = 0 if manifest.mapping.embedding_split == "vocab" else place.tp * decoder.shape.vocab_size
-        tensors["head.weight"] = tensors["embed.weight"][first : first + decoder.shape.vocab_size]
-    decoder.load_state_dict(tensors, assign=True)
+    decoder.load_state_dict(rank_tensors(folder, manifest, rank, verify=verify), assign=True)
     set_constants(decoder, rank_constants(manifest.spec, manifest.mapping, rank))
     return decoder
+
+
+def rank_tensors(folder: Path, manifest: Manifest, rank: int, *, verify: bool = False) -> dict[str, Tensor]:
+    """A rank's weights by name; a tied head is a view of the embedding."""
+    if manifest.random_seed is None:
+        tensors = _stored(folder, manifest, rank, verify)
+    else:
+        tensors = _made_up(manifest, rank)
+    place, shape = manifest.mapping.place(rank), rank_shape(manifest.spec, manifest.mapping, rank)
+    if shape.last and "head.weight" not in tensors:
+        first = 0 if manifest.mapping.embedding_split == "vocab" else place.tp * shape.vocab_size
+        tensors["head.weight"] = tensors["embed.weight"][first : first + shape.vocab_size]
+    return tensors
 
 
 def _stored(folder: Path, manifest: Manifest, rank: int, verify: bool) -> dict[str, Tensor]:

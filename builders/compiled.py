@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram, export
 
-from builders.export import OPERATORS
 from builders.program import Program, TensorType, plain_operators, run
 
 _EXAMPLE_SIZES = {"tokens": 5, "batch": 3, "table": 2, "blocks": 7, "wanted": 4}
@@ -51,7 +50,7 @@ class _Interpreted(nn.Module):
 
     def __init__(self, program: Program) -> None:
         super().__init__()
-        self._program, self._operators = program, plain_operators(OPERATORS)
+        self._program, self._operators = program, plain_operators()
 
     def forward(self, values: dict[str, Tensor]) -> list[Tensor]:
         absent = dict.fromkeys(self._program.inputs)

@@ -8,7 +8,6 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from builders.export import OPERATORS
 from builders.ops import LayerCache, Step
 from builders.program import Program, plain_operators, run
 
@@ -27,7 +26,7 @@ Runner = Callable[[Mapping[str, Any]], list[Tensor]]
 
 def interpreted(program: Program) -> Runner:
     """Operator by operator, as PyTorch runs them."""
-    operators = plain_operators(OPERATORS)
+    operators = plain_operators()
     return lambda bound: run(program, operators, bound)
 
 

@@ -17,25 +17,12 @@ from builders.decoder import Decoder, embedded, logits
 from builders.mapping import Mapping
 from builders.ops import LayerCache, Step
 from builders.parallel import parallelize
-from builders.program import Program, operator_name, program_of
+from builders.program import OPERATORS, Program, operator_name, program_of
 from builders.spec import ModelSpec
 
 TOKENS, BATCH, TABLE, BLOCKS, WANTED = (
     Dim(name) for name in ("tokens", "batch", "table", "blocks", "wanted")
 )
-
-OPERATORS = frozenset(
-    """
-    rankforge.attention rankforge.rotate rankforge.moe rankforge.quantized_linear
-    rankforge.all_reduce rankforge.all_gather
-    aten.linear aten.embedding aten.index_select aten.rms_norm aten.layer_norm
-    aten.add aten.sub aten.mul aten.div aten.pow aten.square aten.rsqrt aten.mean
-    aten.cos aten.sin aten.where aten.gt aten.ge aten.lt aten.logical_and aten.clamp
-    aten.silu aten.gelu aten.relu aten.to aten.narrow aten.unsqueeze aten.flatten aten.unflatten
-    aten.split_with_sizes aten.chunk aten.cat aten.zeros_like getitem
-    """.split()
-)
-"""All that a graph may hold; every lowering knows all of them."""
 
 
 class UnknownOperator(Exception):
@@ -55,13 +42,15 @@ class Graphs:
     head: Program | None
 
 
-def export_rank(spec: ModelSpec, mapping: Mapping, rank: int, dtype: torch.dtype) -> Graphs:
+def export_rank(
+    spec: ModelSpec, mapping: Mapping, rank: int, dtype: torch.dtype, tokens_per_block: int = 32
+) -> Graphs:
     """Export every piece of a rank; no weights are made, whatever the model's size."""
     with FakeTensorMode():
         decoder = Decoder(spec, mapping, rank).eval()
         _set_dtype(decoder, dtype)
         parallelize(decoder, mapping, mapping.place(rank))
-        return _export_pieces(decoder)
+        return _export_pieces(decoder, tokens_per_block)
 
 
 def _set_dtype(decoder: Decoder, dtype: torch.dtype) -> None:
@@ -71,13 +60,13 @@ def _set_dtype(decoder: Decoder, dtype: torch.dtype) -> None:
             setattr(module, name, nn.Parameter(torch.empty(weight.shape, dtype=dtype), requires_grad=False))
 
 
-def _export_pieces(decoder: Decoder) -> Graphs:
+def _export_pieces(decoder: Decoder, tokens_per_block: int) -> Graphs:
     blocks = decoder.blocks
     distinct = range(len(blocks)) if decoder.spec.scale_by_layer else range(1)
     return Graphs(
         embed=_export(_Embed(decoder), _embed_inputs()) if decoder.shape.first else None,
         rotary=_export(decoder.rotary, _rotary_inputs()) if decoder.rotary else None,
-        blocks=tuple(_export(blocks[index], _block_inputs(decoder)) for index in distinct),
+        blocks=tuple(_export(blocks[index], _block_inputs(decoder, tokens_per_block)) for index in distinct),
         layers=tuple(min(index, distinct[-1]) for index in range(len(blocks))),
         head=_export(_Head(decoder), _head_inputs(decoder)) if decoder.shape.last else None,
     )
@@ -117,11 +106,11 @@ def _rotary_inputs() -> Inputs:
     return (_step(),), (_STEP_DIMS,)
 
 
-def _block_inputs(decoder: Decoder) -> Inputs:
+def _block_inputs(decoder: Decoder, tokens_per_block: int) -> Inputs:
     spec, shape = decoder.spec, decoder.shape
     like = next(decoder.parameters())
     x = torch.zeros(5, spec.hidden_size, dtype=like.dtype)
-    cache = torch.zeros(7, 4, shape.num_kv_heads, spec.head_dim, dtype=like.dtype)
+    cache = torch.zeros(7, tokens_per_block, shape.num_kv_heads, spec.head_dim, dtype=like.dtype)
     half = spec.rope.rotary_dim // 2 if spec.rope else 0
     angles = (torch.zeros(5, half), torch.zeros(5, half)) if spec.rope else None
     dims = ({0: TOKENS}, {0: TOKENS}) if spec.rope else None

@@ -130,7 +130,7 @@ def tp_sizes(spec: ModelSpec, mapping: Mapping) -> list[int]:
         for size in _divisors(spec.num_heads)
         if size <= spec.vocab_size
         and (spec.num_kv_heads % size == 0 or size % spec.num_kv_heads == 0)
-        and (spec.moe is not None or spec.intermediate_size % size == 0)
+        and (_ep_sizes(spec, size) if spec.moe else spec.intermediate_size % size == 0)
         and (mapping.embedding_split != "hidden" or spec.hidden_size % size == 0)
     ]
 
@@ -138,9 +138,11 @@ def tp_sizes(spec: ModelSpec, mapping: Mapping) -> list[int]:
 def _check_tp(spec: ModelSpec, mapping: Mapping) -> None:
     works = tp_sizes(spec, mapping)
     if mapping.tp_size not in works:
+        hidden = f", a hidden size of {spec.hidden_size}" if mapping.embedding_split == "hidden" else ""
         raise LayoutError(
             f"--tp_size={mapping.tp_size}: does not split {spec.num_heads} heads, {spec.num_kv_heads} "
-            f"key-value heads and an MLP of {spec.intermediate_size} evenly; sizes that work: {_list(works)}"
+            f"key-value heads{hidden} and an MLP of {spec.intermediate_size} evenly; "
+            f"sizes that work: {_list(works)}"
         )
 
 
@@ -149,16 +151,18 @@ def _check_moe(spec: ModelSpec, mapping: Mapping) -> None:
         if mapping.ep_size > 1:
             raise LayoutError(f"--ep_size={mapping.ep_size}: {spec.family} has no experts; use --ep_size 1")
         return
-    works = [
-        size
-        for size in _divisors(mapping.tp_size)
-        if spec.moe.num_experts % size == 0 and spec.intermediate_size % (mapping.tp_size // size) == 0
-    ]
+    works = _ep_sizes(spec, mapping.tp_size)
     if mapping.ep_size not in works:
         raise LayoutError(
             f"--ep_size={mapping.ep_size}: does not split {spec.moe.num_experts} experts of width "
             f"{spec.intermediate_size} over {mapping.tp_size} ranks; sizes that work: {_list(works)}"
         )
+
+
+def _ep_sizes(spec: ModelSpec, tp_size: int) -> list[int]:
+    """Every expert parallel size under a tensor parallel one."""
+    experts, width = (spec.moe.num_experts if spec.moe else 1), spec.intermediate_size
+    return [size for size in _divisors(tp_size) if experts % size == 0 and width % (tp_size // size) == 0]
 
 
 def _divisors(number: int) -> list[int]:

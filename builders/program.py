@@ -14,6 +14,19 @@ from torch.export.graph_signature import InputKind
 
 from builders.plain import from_json
 
+OPERATORS = frozenset(
+    """
+    rankforge.attention rankforge.rotate rankforge.moe rankforge.quantized_linear
+    rankforge.all_reduce rankforge.all_gather
+    aten.linear aten.embedding aten.index_select aten.rms_norm aten.layer_norm
+    aten.add aten.sub aten.mul aten.div aten.pow aten.square aten.rsqrt aten.mean
+    aten.cos aten.sin aten.where aten.gt aten.ge aten.lt aten.logical_and aten.clamp
+    aten.silu aten.gelu aten.relu aten.to aten.narrow aten.unsqueeze aten.flatten aten.unflatten
+    aten.split_with_sizes aten.chunk aten.cat aten.zeros_like getitem
+    """.split()
+)
+"""All that a graph may hold; every lowering knows all of them."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Instruction:
@@ -137,10 +150,10 @@ def _decoded(arg: Any, values: Mapping[str, Any]) -> Any:
     return arg
 
 
-def plain_operators(names: frozenset[str]) -> Operators:
+def plain_operators() -> Operators:
     """Every operator as PyTorch itself runs it."""
     found: dict[str, Callable[..., Any]] = {"getitem": operator.getitem}
-    for name in names - {"getitem"}:
+    for name in OPERATORS - {"getitem"}:
         namespace, short = name.split(".")
         found[name] = getattr(getattr(torch.ops, namespace), short)
     return found

@@ -12,6 +12,7 @@ from rich.console import Console
 from typer.exceptions import TyperException
 
 from builders.errors import RankforgeError, UserError
+from cluster.build_options import BuildOptions
 from cluster.convert_options import ConvertOptions
 from cluster.demo_options import DemoOptions
 from cluster.inspect_options import InspectOptions
@@ -46,6 +47,15 @@ def _main(
 def convert(options: ConvertOptions) -> None:
     """Turn a checkpoint into one shard per rank, for any tensor, pipeline and expert parallel layout."""
     from cluster.convert import convert as run
+
+    result = run(options, stderr_reporter(as_json=options.json))
+    _print(result.to_json(), result.to_text(), as_json=options.json)
+
+
+@command(app, BuildOptions, name="build")
+def build(options: BuildOptions) -> None:
+    """Build one engine per rank from a converted checkpoint; what was built before is found again."""
+    from cluster.build import build as run
 
     result = run(options, stderr_reporter(as_json=options.json))
     _print(result.to_json(), result.to_text(), as_json=options.json)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -13,19 +12,19 @@ from typing import Any, cast, get_args
 import torch
 
 from actors.convert_worker import run_ranks
-from builders.assemble import assemble, existing, is_whole, place, source_files
+from builders.assemble import assemble, existing, is_whole, source_files
 from builders.checkpoint import DtypeName, Manifest, Provenance
 from builders.convert import ConvertPlan, rank_elements
-from builders.errors import ArtifactError, LayoutError, SourceError, UserError
+from builders.errors import ArtifactError, LayoutError, SourceError
 from builders.mapping import Mapping, check_mapping
 from builders.sources.opened import Opened, open_source
 from builders.sources.pieces import locate
 from builders.spec import ModelSpec
 from builders.store import disk
-from builders.store.scratch import Scratch
 from builders.tensor_file import Written
 from cluster.convert_options import ConvertOptions
 from cluster.hub import Fetched, fetch
+from cluster.output import drafts_beside, place
 from cluster.progress import Reporter
 
 
@@ -63,7 +62,7 @@ def convert(options: ConvertOptions, report: Reporter) -> ConvertResult:
         offline=options.offline,
         config_only=options.load_format == "random",
     )
-    with _scratch(output) as scratch, scratch.folder() as unpacked:
+    with drafts_beside(output) as scratch, scratch.folder() as unpacked:
         opened = _open(fetched, options, unpacked)
         manifest = _manifest(opened, fetched, options)
         reused = _reuse(output, opened, manifest, options)
@@ -80,22 +79,6 @@ def convert(options: ConvertOptions, report: Reporter) -> ConvertResult:
         seconds=round(time.monotonic() - began, 3),
         reused=reused is not None,
     )
-
-
-@contextmanager
-def _scratch(output: Path) -> Iterator[Scratch]:
-    """Drafts lie beside the output; those of conversions that were killed go first."""
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Scratch(output.parent / ".rankforge-drafts")
-        scratch.sweep()
-        yield scratch
-    except (PermissionError, FileExistsError, NotADirectoryError) as error:
-        raise UserError(
-            f"{output}: cannot be written ({error.strerror}); choose another --output_dir"
-        ) from error
-    finally:
-        disk.remove_if_empty(output.parent / ".rankforge-drafts")
 
 
 def _open(fetched: Fetched, options: ConvertOptions, unpacked: Path) -> Opened:
@@ -208,7 +191,7 @@ def _shards(
     )
     total = sum(rank_sizes(manifest))
     disk.require_free(draft, "the converted checkpoint", total)
-    report.start(total_bytes=total, ranks=manifest.mapping.world_size, label=f"convert {options.model_dir}")
+    report.start(total=total, ranks=manifest.mapping.world_size, label=f"convert {options.model_dir}")
     try:
         return run_ranks(plan, draft, workers=options.workers, advance=report.advance)
     finally:

@@ -5,28 +5,34 @@ from __future__ import annotations
 import json
 import sys
 import time
-from typing import Protocol, TextIO
+from collections.abc import Mapping, Sequence
+from typing import Literal, Protocol, TextIO
 
 from rich.console import Console
 from rich.progress import (
     BarColumn,
     DownloadColumn,
+    MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     TaskID,
     TextColumn,
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
 
+Unit = Literal["bytes", "units"]
+"""What a job's size is counted in."""
+
 
 class Reporter(Protocol):
     """Hears how far a job is."""
 
-    def start(self, *, total_bytes: int, ranks: int, label: str) -> None:
+    def start(self, *, total: int, ranks: int, label: str, unit: Unit = "bytes") -> None:
         """A job begins."""
 
-    def advance(self, rank: int, num_bytes: int) -> None:
-        """A rank wrote this much more."""
+    def advance(self, rank: int, amount: int) -> None:
+        """A rank did this much more."""
 
     def finish(self) -> None:
         """The job is over, well or not."""
@@ -39,33 +45,34 @@ def reporter_for(stream: TextIO, *, as_json: bool) -> Reporter:
     return BarReporter(stream) if stream.isatty() else LineReporter(stream, as_json=False)
 
 
+_COLUMNS: Mapping[Unit, Sequence[ProgressColumn]] = {
+    "bytes": (DownloadColumn(binary_units=True), TransferSpeedColumn()),
+    "units": (MofNCompleteColumn(),),
+}
+
+
 class BarReporter:
     """A bar for the whole and one for every rank."""
 
     def __init__(self, stream: TextIO) -> None:
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            DownloadColumn(binary_units=True),
-            TransferSpeedColumn(),
-            TimeRemainingColumn(),
-        )
-        self._progress = Progress(*columns, console=Console(file=stream))
+        self._console = Console(file=stream)
         self._ranks: dict[int, TaskID] = {}
 
-    def start(self, *, total_bytes: int, ranks: int, label: str) -> None:
-        self._total = self._progress.add_task(label, total=total_bytes)
+    def start(self, *, total: int, ranks: int, label: str, unit: Unit = "bytes") -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(), *_COLUMNS[unit], TimeRemainingColumn())
+        self._progress = Progress(*columns, console=self._console)
+        self._total = self._progress.add_task(label, total=total)
         if ranks > 1:
-            share = total_bytes / ranks
+            share = total / ranks
             self._ranks = {
                 rank: self._progress.add_task(f"  rank {rank}", total=share) for rank in range(ranks)
             }
         self._progress.start()
 
-    def advance(self, rank: int, num_bytes: int) -> None:
-        self._progress.advance(self._total, num_bytes)
+    def advance(self, rank: int, amount: int) -> None:
+        self._progress.advance(self._total, amount)
         if rank in self._ranks:
-            self._progress.advance(self._ranks[rank], num_bytes)
+            self._progress.advance(self._ranks[rank], amount)
 
     def finish(self) -> None:
         self._progress.stop()
@@ -76,16 +83,16 @@ class LineReporter:
 
     def __init__(self, stream: TextIO, *, as_json: bool) -> None:
         self._stream, self._as_json = stream, as_json
-        self._label, self._total, self._done, self._said_at = "", 1, 0, 0.0
+        self._said_at = 0.0
 
-    def start(self, *, total_bytes: int, ranks: int, label: str) -> None:
-        self._label, self._total, self._done = label, max(1, total_bytes), 0
+    def start(self, *, total: int, ranks: int, label: str, unit: Unit = "bytes") -> None:
+        self._label, self._unit, self._total, self._done = label, unit, max(1, total), 0
         self._began = self._said_at = time.monotonic()
         self._say(ranks=ranks)
 
-    def advance(self, rank: int, num_bytes: int) -> None:
+    def advance(self, rank: int, amount: int) -> None:
         tenth = self._done * 10 // self._total
-        self._done += num_bytes
+        self._done += amount
         now = time.monotonic()
         done = self._done >= self._total
         if done or (self._done * 10 // self._total > tenth and now - self._said_at > 2):
@@ -99,12 +106,18 @@ class LineReporter:
         speed = self._done / max(time.monotonic() - self._began, 1e-9)
         left_s = (self._total - self._done) / speed if self._done else None
         if self._as_json:
-            news = {"label": self._label, "bytes": self._done, "total_bytes": self._total, "left_s": left_s}
-            print(json.dumps({**news, **facts}), file=self._stream, flush=True)
+            news = {"label": self._label, "done": self._done, "total": self._total, "unit": self._unit}
+            print(json.dumps({**news, "left_s": left_s, **facts}), file=self._stream, flush=True)
             return
-        left = "" if left_s is None else f", {speed / 1e6:.0f} MB/s, {left_s:.0f} s left"
+        left = "" if left_s is None else f", {self._speed(speed)}{left_s:.0f} s left"
         share = 100 * self._done // self._total
-        print(f"{self._label}: {share}% of {self._total / 1e6:.1f} MB{left}", file=self._stream, flush=True)
+        print(f"{self._label}: {share}% of {self._size()}{left}", file=self._stream, flush=True)
+
+    def _size(self) -> str:
+        return f"{self._total / 1e6:.1f} MB" if self._unit == "bytes" else f"{self._total} units"
+
+    def _speed(self, speed: float) -> str:
+        return f"{speed / 1e6:.0f} MB/s, " if self._unit == "bytes" else ""
 
 
 def stderr_reporter(*, as_json: bool) -> Reporter:

@@ -46,7 +46,7 @@ def _configuration(family: Family, values: dict[str, Any]) -> object:
 
     cls = CONFIG_MAPPING[values["model_type"]]
     try:
-        return cls.from_dict(_relevant(cls, family.prepare(values)))
+        return cls.from_dict(_relevant(cls, family.prepare(values)) | _NO_TOKENS)
     except (
         StrictDataclassError,
         ValueError,
@@ -55,8 +55,12 @@ def _configuration(family: Family, values: dict[str, Any]) -> object:
         ArithmeticError,
         AttributeError,
     ) as error:
-        why = _one_line(error.__cause__ or error)
+        why = _one_line(error.__cause__ or error).split(". Errors:")[0]
         raise ConfigError(f"config of type {values['model_type']!r}: {why}") from error
+
+
+_NO_TOKENS = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
+"""Else the class says on the screen what it thinks of them."""
 
 
 def _relevant(cls: Any, values: Mapping[str, Any]) -> dict[str, Any]:

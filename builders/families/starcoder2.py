@@ -16,6 +16,7 @@ def _spec(fields: Fields) -> ModelSpec:
     positions = fields.size("max_position_embeddings")
     bias = fields.flag("use_bias")
     fields.expect("mlp_type", "default", why="known: default")
+    fields.expect("scale_attn_weights", True, None, why="unscaled attention is not supported")
     fields.expect("norm_type", "layer_norm", why="known: layer_norm")
     return ModelSpec(
         family="starcoder2",

@@ -47,7 +47,7 @@ def test_convert_then_inspect_as_json(tmp_path: Path) -> None:
     assert found["key"] == result["key"] and found["verified"]
     assert [rank["heads"] for rank in found["ranks"]] == [2, 2]
     progress = [json.loads(line) for line in made.stderr.splitlines()]
-    assert progress[-1]["bytes"] == progress[-1]["total_bytes"] > 0
+    assert progress[-1]["done"] == progress[-1]["total"] > 0
 
 
 def test_inspect_for_people(tmp_path: Path) -> None:
@@ -68,7 +68,7 @@ def test_inspect_for_people(tmp_path: Path) -> None:
         (["convert", "--model_dir", "x", "--output_dir", "y", "--moe_tp_mode", "3"], "--moe_tp_mode"),
         (["convert", "--nonsense"], "--nonsense"),
         (["transmogrify"], "transmogrify"),
-        (["inspect", "/nowhere/at/all"], "not a rankforge checkpoint"),
+        (["inspect", "/nowhere/at/all"], "not a rankforge-checkpoint"),
     ],
     ids=lambda value: " ".join(value[:1] + value[-2:]) if isinstance(value, list) else "",
 )

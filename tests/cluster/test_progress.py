@@ -16,7 +16,7 @@ class Terminal(io.StringIO):
 
 
 def go(reporter: Reporter) -> None:
-    reporter.start(total_bytes=1000, ranks=2, label="convert x")
+    reporter.start(total=1000, ranks=2, label="convert x")
     for rank in (0, 1):
         for _ in range(5):
             reporter.advance(rank, 100)
@@ -34,8 +34,8 @@ def test_json_lines_add_up() -> None:
     stream = io.StringIO()
     go(LineReporter(stream, as_json=True))
     lines = [json.loads(line) for line in stream.getvalue().splitlines()]
-    assert lines[0]["ranks"] == 2 and lines[0]["bytes"] == 0
-    assert lines[-1]["bytes"] == lines[-1]["total_bytes"] == 1000 and lines[-1]["left_s"] == 0
+    assert lines[0]["ranks"] == 2 and lines[0]["done"] == 0
+    assert lines[-1]["done"] == lines[-1]["total"] == 1000 and lines[-1]["left_s"] == 0
 
 
 def test_a_terminal_gets_bars() -> None:

@@ -1,0 +1,113 @@
+"""Building torch engines: which programs the ranks need, and one unit of work for every distinct program."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from builders.checkpoint import Manifest
+from builders.compiled import compile_program
+from builders.engine_folder import PACKAGE, PROGRAM, RankPrograms
+from builders.export import Graphs, export_rank
+from builders.keys import Recipe
+from builders.limits import Limits
+from builders.mapping import rank_shape
+from builders.program import Program
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnitPlan:
+    """One program to build; plain data that a worker can be sent."""
+
+    program: Program
+    recipe: Recipe
+    """Its content key, and what the key is made of."""
+    compiled: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildPlan:
+    """Everything that an engine takes beside its weights."""
+
+    units: tuple[UnitPlan, ...]
+    programs: tuple[RankPrograms, ...]
+    ranks: tuple[int, ...]
+    """For every rank, which of the programs it runs."""
+
+
+def plan_build(checkpoint: Manifest, limits: Limits, *, compiled: bool) -> BuildPlan:
+    """Export one rank of every shape: ranks of equal shape, and layers of equal structure, share."""
+    units: dict[str, UnitPlan] = {}
+    programs: dict[Any, RankPrograms] = {}
+    ranks = []
+    for rank in range(checkpoint.mapping.world_size):
+        shape = _program_shape(checkpoint, rank)
+        if shape not in programs:
+            graphs = export_rank(
+                checkpoint.spec,
+                checkpoint.mapping,
+                rank,
+                getattr(torch, checkpoint.dtype),
+                limits.tokens_per_block,
+            )
+            programs[shape] = _numbered(graphs, units, compiled=compiled)
+        ranks.append(list(programs).index(shape))
+    return BuildPlan(units=tuple(units.values()), programs=tuple(programs.values()), ranks=tuple(ranks))
+
+
+def _program_shape(checkpoint: Manifest, rank: int) -> Any:
+    """What a rank's programs depend on: its shape, wherever its layers start."""
+    shape = rank_shape(checkpoint.spec, checkpoint.mapping, rank)
+    if checkpoint.spec.scale_by_layer:
+        return shape
+    return replace(shape, layers=range(len(shape.layers)))
+
+
+def _numbered(graphs: Graphs, units: dict[str, UnitPlan], *, compiled: bool) -> RankPrograms:
+    def number(program: Program | None, compiled: bool) -> int | None:
+        if program is None:
+            return None
+        plan = unit_plan(program, compiled=compiled)
+        units.setdefault(plan.recipe.key, plan)
+        return list(units).index(plan.recipe.key)
+
+    blocks = tuple(number(program, compiled) for program in graphs.blocks)
+    return RankPrograms(
+        # A lookup and a few cosines: a compiler has nothing to gain there.
+        embed=number(graphs.embed, False),
+        rotary=number(graphs.rotary, False),
+        blocks=tuple(block for block in blocks if block is not None),
+        layers=graphs.layers,
+        head=number(graphs.head, compiled),
+    )
+
+
+def unit_plan(program: Program, *, compiled: bool) -> UnitPlan:
+    """A program with its content key: compiled files depend on the compiler and the processor too."""
+    inputs: dict[str, Any] = {"program": program.to_json(), "compiled": compiled}
+    if compiled:
+        inputs |= {"versions": dict(versions()), "processor": processor()}
+    return UnitPlan(program=program, recipe=Recipe("torch-program", inputs), compiled=compiled)
+
+
+def build_unit(plan: UnitPlan, folder: Path) -> None:
+    """Write a unit's files."""
+    (folder / PROGRAM).write_text(json.dumps(plan.program.to_json(), sort_keys=True))
+    if plan.compiled:
+        compile_program(plan.program, folder / PACKAGE)
+
+
+def versions() -> Mapping[str, str]:
+    """Of the libraries that decide what is compiled."""
+    return {"torch": str(torch.__version__)}
+
+
+def processor() -> str:
+    """The instructions that code compiled here may use."""
+    return f"{platform.machine()}/{torch.backends.cpu.get_cpu_capability()}"

@@ -1,0 +1,147 @@
+"""An engine on disk: config.json, programs that hold no weights, and every rank's weights beside them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import torch
+
+from builders.checkpoint import Manifest, rank_tensors
+from builders.compiled import CompiledProgram
+from builders.config_file import Format, read_config
+from builders.constants import rank_constants
+from builders.engine import Piece, Pieces, TorchEngine, interpreted
+from builders.errors import ArtifactError
+from builders.keys import content_key
+from builders.limits import Limits
+from builders.mapping import rank_shape
+from builders.ops import LayerCache
+from builders.program import Program
+from builders.store import disk
+from builders.tensor_file import Written
+
+PROGRAM, PACKAGE = "program.json", "program.pt2"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unit:
+    """One program as it was built: a folder under `programs/`."""
+
+    key: str
+    """Of the program and of all else that decided its files."""
+    files: tuple[Written, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankPrograms:
+    """Which units make up a rank, by number."""
+
+    embed: int | None
+    rotary: int | None
+    blocks: tuple[int, ...]
+    layers: tuple[int, ...]
+    """For every layer, which of the blocks it is."""
+    head: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineManifest:
+    """The content of an engine's config.json."""
+
+    format: ClassVar[Format] = Format(
+        name="rankforge-engine", version=1, remedy="make one with `rankforge build`"
+    )
+
+    kind: Literal["torch"] = "torch"
+    target: Literal["cpu", "cuda"]
+    compiled: bool
+    limits: Limits
+    checkpoint: Manifest
+    units: tuple[Unit, ...]
+    programs: tuple[RankPrograms, ...]
+    ranks: tuple[int, ...]
+    """For every rank, which of the programs it runs."""
+    versions: Mapping[str, str]
+    """Of the libraries that the units were built with."""
+
+    @property
+    def key(self) -> str:
+        """Equal for engines made of the same parts."""
+        data = {**asdict(self), "checkpoint": self.checkpoint.key}
+        return content_key(format=[self.format.name, self.format.version], **data)
+
+
+def read_engine(folder: Path) -> EngineManifest:
+    """An engine's manifest, once it is known to be ours."""
+    return read_config(EngineManifest, folder)
+
+
+def load_engine(folder: Path, rank: int, *, num_blocks: int) -> TorchEngine:
+    """One rank, with an empty cache of `num_blocks` blocks. Nothing is compiled.
+
+    A compiled program is code: its hash is checked before it is loaded.
+    """
+    manifest = read_engine(folder)
+    checkpoint = manifest.checkpoint
+    spec, mapping = checkpoint.spec, checkpoint.mapping
+    tensors = {
+        **rank_tensors(folder, checkpoint, rank),
+        **rank_constants(spec, mapping, rank),
+    }
+    return TorchEngine(
+        _pieces(folder, manifest, manifest.programs[manifest.ranks[rank]]),
+        rank_shape(spec, mapping, rank).layers.start,
+        tensors,
+        new_caches(manifest, rank, num_blocks),
+    )
+
+
+def new_caches(manifest: EngineManifest, rank: int, num_blocks: int) -> list[LayerCache]:
+    """Empty caches for the layers of a rank."""
+    checkpoint = manifest.checkpoint
+    held = rank_shape(checkpoint.spec, checkpoint.mapping, rank)
+    shape = (num_blocks, manifest.limits.tokens_per_block, held.num_kv_heads, checkpoint.spec.head_dim)
+    dtype = getattr(torch, checkpoint.dtype)
+    return [
+        LayerCache(k=torch.zeros(shape, dtype=dtype), v=torch.zeros(shape, dtype=dtype)) for _ in held.layers
+    ]
+
+
+def _pieces(folder: Path, manifest: EngineManifest, programs: RankPrograms) -> Pieces:
+    def piece(number: int | None) -> Piece | None:
+        return None if number is None else _piece(folder, manifest.units[number])
+
+    blocks = tuple(_piece(folder, manifest.units[number]) for number in programs.blocks)
+    return Pieces(
+        embed=piece(programs.embed),
+        rotary=piece(programs.rotary),
+        blocks=blocks,
+        layers=programs.layers,
+        head=piece(programs.head),
+    )
+
+
+def unit_folder(folder: Path, unit: Unit) -> Path:
+    """Where a unit's files lie."""
+    return folder / "programs" / unit.key[:16]
+
+
+def _piece(folder: Path, unit: Unit) -> Piece:
+    files = unit_folder(folder, unit)
+    for written in unit.files:
+        check_written(files / written.name, written)
+    program = Program.from_json(json.loads((files / PROGRAM).read_text()))
+    package = files / PACKAGE
+    if package.is_file():
+        return Piece(program=program, runner=CompiledProgram(program, package))
+    return Piece(program=program, runner=interpreted(program))
+
+
+def check_written(file: Path, written: Written) -> None:
+    """Refuse a file that is not the one that was built."""
+    if not file.is_file() or disk.sha256(file) != written.sha256:
+        raise ArtifactError(f"{file}: missing, or not the file that was built; build the engine again")
