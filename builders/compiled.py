@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,11 @@ _EXAMPLE_SIZES = {"tokens": 5, "batch": 3, "table": 2, "blocks": 7, "wanted": 4}
 
 def compile_program(program: Program, file: Path) -> None:
     """Write the compiled package; it holds neither weights nor constants."""
-    torch._inductor.aoti_compile_and_package(  # type: ignore[attr-defined]
-        _exported(program), package_path=str(file)
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the compiler warns of its own deprecated calls
+        torch._inductor.aoti_compile_and_package(  # type: ignore[attr-defined]
+            _exported(program), package_path=str(file)
+        )
 
 
 def _exported(program: Program) -> ExportedProgram:
@@ -31,9 +34,9 @@ def _exported(program: Program) -> ExportedProgram:
 
 
 def tensors_of(program: Program) -> list[str]:
-    """The tensors a compiled program is given, in their order."""
+    """The tensors a compiled program is given: by name, as a program read back may list them otherwise."""
     names = (*program.inputs, *program.weights, *program.constants)
-    return [name for name in names if name in program.types]
+    return sorted(name for name in names if name in program.types)
 
 
 def _example(kind: TensorType) -> Tensor:

@@ -5,7 +5,8 @@ RankforgeError
 │   ├── ConfigError      a model configuration this code does not understand; names the field
 │   ├── LayoutError      a split into ranks that does not work; names the sizes that would
 │   ├── SourceError      a checkpoint to read that is missing, damaged or refused
-│   └── ArtifactError    a checkpoint or engine of ours that is damaged, foreign or in the way
+│   ├── ArtifactError    a checkpoint or engine of ours that is damaged, foreign or in the way
+│   └── EngineError      an engine that cannot be built for its target or run here; names the reason
 └── WorkerError          a rank's worker died or raised; names the rank and the cause (exit code 1)
 """
 
@@ -32,6 +33,10 @@ class SourceError(UserError):
 
 class ArtifactError(UserError):
     """A rankforge checkpoint or engine that cannot be used or written."""
+
+
+class EngineError(UserError):
+    """An engine that cannot be built for its target, or executed on this machine."""
 
 
 class WorkerError(RankforgeError):

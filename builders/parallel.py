@@ -68,15 +68,17 @@ class SplitNorm(nn.Module):
 
     def __init__(self, norm: Norm, ranks: int) -> None:
         super().__init__()
-        self.norm, self.ranks = norm, ranks
+        # The weights keep the names that they have in a checkpoint.
+        self.weight, self.bias = norm.weight, norm.bias
+        self.kind, self.eps, self.ranks = norm.kind, norm.eps, ranks
 
     def forward(self, x: Tensor) -> Tensor:
-        norm, wide = self.norm, x.float()
-        mean = torch.zeros_like(wide[..., :1]) if norm.kind == "rmsnorm" else wide.mean(-1, keepdim=True)
+        wide = x.float()
+        mean = torch.zeros_like(wide[..., :1]) if self.kind == "rmsnorm" else wide.mean(-1, keepdim=True)
         spread = (wide - mean).square().mean(-1, keepdim=True)
         moments = torch.cat([mean, mean.square(), spread], dim=-1)
         mean, square, spread = (all_reduce(moments, self.ranks) / self.ranks).chunk(3, dim=-1)
-        scaled = (wide - mean) * torch.rsqrt(spread + square - mean.square() + norm.eps)
-        weight = norm.weight + 1 if norm.kind == "layernorm1p" else norm.weight
+        scaled = (wide - mean) * torch.rsqrt(spread + square - mean.square() + self.eps)
+        weight = self.weight + 1 if self.kind == "layernorm1p" else self.weight
         out = scaled.to(x.dtype) * weight
-        return out if norm.bias is None else out + norm.bias
+        return out if self.bias is None else out + self.bias

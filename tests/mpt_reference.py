@@ -1,7 +1,8 @@
 """MPT as its makers publish it, for the options that Transformers' class leaves out.
 
 Written from the published definition: fused q, k, v; clipping before the norms of q and k; grouped
-queries; biases everywhere with `no_bias: false`; ALiBi or learned positions; scaled logits.
+queries; biases everywhere with `no_bias: false`; ALiBi or learned positions; a window that does not
+count the token itself; scaled logits.
 """
 
 from __future__ import annotations
@@ -17,6 +18,13 @@ from torch import Tensor, nn
 from transformers.models.mpt.modeling_mpt import build_mpt_alibi_tensor
 
 BASE = {"model_type": "mpt", "vocab_size": 101, "d_model": 48, "n_heads": 4, "n_layers": 3, "max_seq_len": 64}
+
+
+def norm(config: dict[str, Any], size: int) -> nn.Module:
+    eps = config.get("norm_eps", 1e-5)
+    if "rmsnorm" in config.get("norm_type", ""):
+        return nn.RMSNorm(size, eps=eps)
+    return nn.LayerNorm(size, eps=eps, bias=not config.get("no_bias", True))
 
 
 class Attention(nn.Module):
@@ -35,7 +43,7 @@ class Attention(nn.Module):
         self.out_proj = nn.Linear(width, width, bias=bias)
         if self.options.get("qk_ln") or self.options.get("qk_gn"):
             sizes = (width, self.kv_heads * self.dim) if self.options.get("qk_ln") else (self.dim, self.dim)
-            self.q_ln, self.k_ln = (nn.LayerNorm(size, bias=bias) for size in sizes)
+            self.q_ln, self.k_ln = (norm(config, size) for size in sizes)
 
     def forward(self, x: Tensor) -> Tensor:
         qkv = self.Wqkv(x)
@@ -49,11 +57,14 @@ class Attention(nn.Module):
         if self.options.get("qk_gn"):
             q, k = self.q_ln(q), self.k_ln(k)
         k, v = (part.repeat_interleave(self.heads // self.kv_heads, dim=1) for part in (k, v))
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=self.mask(x.shape[1]))
+        scale = self.options.get("softmax_scale")
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=self.mask(x.shape[1]), scale=scale)
         return self.out_proj(out.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
     def mask(self, length: int) -> Tensor:
-        hidden = torch.ones(length, length, dtype=torch.bool).triu(1)
+        causal = torch.ones(length, length, dtype=torch.bool).tril()
+        window = self.options.get("sliding_window_size", -1)
+        hidden = ~(causal if window == -1 else causal.triu(-window))
         bias = torch.zeros(self.heads, length, length)
         if self.options.get("alibi", True):
             bias = bias + build_mpt_alibi_tensor(self.heads, length, self.options.get("alibi_bias_max", 8))
@@ -69,7 +80,7 @@ class Block(nn.Module):
         inner = config.get("ffn_config", {}).get("ffn_hidden_size") or int(
             config.get("expansion_ratio", 4) * width
         )
-        self.norm_1, self.norm_2 = (nn.LayerNorm(width, bias=bias) for _ in range(2))
+        self.norm_1, self.norm_2 = norm(config, width), norm(config, width)
         self.attn = Attention(config)
         self.ffn = nn.ModuleDict(
             {"up_proj": nn.Linear(width, inner, bias=bias), "down_proj": nn.Linear(inner, width, bias=bias)}
@@ -86,12 +97,12 @@ class MptReference(nn.Module):
     def __init__(self, **changes: Any) -> None:
         super().__init__()
         self.config = {**BASE, "attn_config": {}, **changes}
-        width, bias = self.config["d_model"], not self.config.get("no_bias", True)
+        width = self.config["d_model"]
         self.transformer = nn.ModuleDict(
             {
                 "wte": nn.Embedding(self.config["vocab_size"], width),
                 "blocks": nn.ModuleList(Block(self.config) for _ in range(self.config["n_layers"])),
-                "norm_f": nn.LayerNorm(width, bias=bias),
+                "norm_f": norm(self.config, width),
             }
         )
         if not self.config["attn_config"].get("alibi", True):

@@ -41,7 +41,7 @@ def read_json(file: Path) -> dict[str, Any]:
         content = json.loads(file.read_text())
     except FileNotFoundError:
         raise SourceError(f"{file}: missing") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise SourceError(f"{file}: not readable as JSON ({error})") from error
     if not isinstance(content, dict):
         raise SourceError(f"{file}: expected a JSON object")

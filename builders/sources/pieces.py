@@ -47,6 +47,9 @@ def locate(family: Family, spec: ModelSpec, index: Index) -> dict[str, Located]:
     """Find every parameter of the model in the index, and prove that nothing there is left over."""
     views = family.views(spec)
     names = {_without_prefix(family, name): name for name in index}
+    if len(names) < len(index):
+        twice = index.keys() - names.values()
+        raise SourceError(f"checkpoint has {len(twice)} tensors with and without prefix: {_some(twice)}")
     found, missing = {}, []
     for param in params(spec):
         view, source = _source_of(param, views)

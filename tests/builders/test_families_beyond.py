@@ -36,6 +36,8 @@ MPT: dict[str, dict[str, Any]] = {
     "ffn-config": {"ffn_config": {"ffn_type": "mptmlp", "ffn_hidden_size": 100}},
     "alibi-max": {"attn_config": {"alibi_bias_max": 4}},
     "alibi-twelve-heads": {"n_heads": 12},
+    "window": {"attn_config": {"sliding_window_size": 3, "softmax_scale": 0.5}},
+    "rmsnorm": {"norm_type": "low_precision_rmsnorm", "norm_eps": 0.01, "attn_config": {"qk_ln": True}},
     "learned-positions": {"attn_config": {"alibi": False}, "learned_pos_emb": True},
 }
 

@@ -13,6 +13,7 @@ from builders.mapping import Mapping, rank_shape
 from builders.params import Param, params
 from builders.shard import Slice, Target, head_is_embedding, targets
 from builders.spec import ModelSpec
+from tests.merging import merged
 from tests.strategies import quick, spread_models
 
 Spread = tuple[ModelSpec, Mapping]
@@ -43,31 +44,14 @@ def file_of(target: Target, wholes: dict[str, Tensor]) -> Tensor:
 def test_merging_the_shards_gives_the_model_back(spread: Spread) -> None:
     spec, mapping = spread
     wholes = {param.name: whole(param) for param in params(spec)}
-    summed = {param.name for param in params(spec) if param.kind == "row_bias"}
-    merged = {name: torch.zeros_like(tensor) for name, tensor in wholes.items()}
-    for rank in range(mapping.world_size):
-        for target in targets(spec, mapping, rank):
-            rows = file_of(target, wholes).view(-1, *target.slices[0].shape[1:])
-            for part, stored in zip(
-                target.slices, rows.split([part.shape[0] for part in target.slices]), strict=True
-            ):
-                put_back(merged[part.param], part, stored, add=part.param in summed)
-    if head_is_embedding(spec, mapping):
-        merged["head.weight"] = merged["embed.weight"]
+    if spec.tied_embeddings:
         wholes["head.weight"] = wholes["embed.weight"]
-    for name, tensor in wholes.items():
-        assert torch.equal(merged[name], tensor), name
 
+    def tensors_of(rank: int) -> dict[str, Tensor]:
+        return {target.name: file_of(target, wholes) for target in targets(spec, mapping, rank)}
 
-def put_back(merged: Tensor, part: Slice, stored: Tensor, *, add: bool) -> None:
-    """Write a slice to its place; where another rank has written before, it wrote the same."""
-    place = merged[slice(*part.rows)]
-    place = place if part.cols is None else place[:, slice(*part.cols)]
-    assert not stored[len(place) :].any(), "padding holds something"
-    stored = stored[: len(place)]
-    if not add:
-        assert torch.equal(place[place != 0], stored[place != 0]), "ranks hold different copies"
-    place[:] = place + stored if add else stored
+    for name, tensor in merged(spec, mapping, tensors_of).items():
+        assert torch.equal(tensor, wholes[name]), name
 
 
 @quick
@@ -83,7 +67,7 @@ def test_only_key_value_heads_and_small_tensors_are_copied(spread: Spread) -> No
     for param in params(spec):
         copies = 1
         if param.kind in ("replicated", "row_bias"):
-            copies = mapping.moe_tp_size if param.expert is not None else mapping.tp_size
+            copies = mapping.tp_size
         if param.kind == "kv":
             copies = max(1, mapping.tp_size // spec.num_kv_heads)
         if param.kind in ("vocab", "embedding"):
