@@ -13,12 +13,12 @@ from torch import Tensor
 
 from builders.config_file import Format, read_config, to_json
 from builders.constants import rank_constants, set_constants
-from builders.convert import read_rows
+from builders.convert import rank_file_name, read_rows
 from builders.decoder import Decoder, empty_decoder
 from builders.errors import ArtifactError
 from builders.keys import content_key
 from builders.mapping import Mapping as RankMapping
-from builders.mapping import rank_shape
+from builders.mapping import check_mapping, rank_shape
 from builders.params import params
 from builders.shard import targets
 from builders.sources.pieces import RandomPieces
@@ -85,7 +85,12 @@ class Manifest:
 
 def read_manifest(folder: Path) -> Manifest:
     """A checkpoint's manifest, once it is known to be ours and whole."""
-    return read_config(Manifest, folder)
+    manifest = read_config(Manifest, folder)
+    check_mapping(manifest.spec, manifest.mapping)
+    expected = [rank_file_name(rank) for rank in range(manifest.mapping.world_size)]
+    if manifest.random_seed is None and [file.name for file in manifest.ranks] != expected:
+        raise ArtifactError(f"{folder}: its rank files must be {', '.join(expected)}; convert again")
+    return manifest
 
 
 def load_rank(folder: Path, rank: int, *, verify: bool = False) -> Decoder:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
 
-from builders.errors import ArtifactError, ConfigError
+from builders.errors import ArtifactError, UserError
 from builders.plain import from_json
 
 
@@ -45,7 +45,7 @@ def format_of(folder: Path) -> str | None:
     """What kind of folder this is, None where it is none of ours."""
     try:
         data = json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     name = data.get("format") if isinstance(data, dict) else None
     return name if isinstance(name, str) else None
@@ -56,7 +56,7 @@ def read_config(cls: type[C], folder: Path) -> C:
     form, file = cls.format, folder / "config.json"
     try:
         data = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ArtifactError(f"{folder}: not a {form.name} ({error}); {form.remedy}") from error
     if not isinstance(data, dict) or data.pop("format", None) != form.name:
         raise ArtifactError(f"{folder}: not a {form.name}; {form.remedy}")
@@ -65,7 +65,7 @@ def read_config(cls: type[C], folder: Path) -> C:
     key = data.pop("key", None)
     try:
         content = from_json(cls, data)
-    except ConfigError as error:
+    except UserError as error:
         raise ArtifactError(f"{file}: damaged ({error}); {form.remedy}") from error
     if content.key != key:
         raise ArtifactError(f"{file}: was changed after it was written; {form.remedy}")

@@ -63,6 +63,7 @@ class _Hub:
         from huggingface_hub import constants
         from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+        transport: type[Exception] = HfHubHTTPError.__bases__[0]  # the HTTP library's own error
         offline = offline or constants.HF_HUB_OFFLINE
         try:
             return self._cached(config_only) if offline else self._downloaded(config_only)
@@ -72,7 +73,7 @@ class _Hub:
             raise SourceError(self._not_here(offline)) from error
         except HfHubHTTPError as error:
             raise SourceError(self._refused(error)) from error
-        except (OSError, *HfHubHTTPError.__bases__) as error:  # its base is the HTTP library's own error
+        except (OSError, transport) as error:
             why = " ".join(str(error).split())
             raise SourceError(f"{self._model}: download failed ({why}); run again to resume") from error
 

@@ -66,35 +66,35 @@ def read_spec(fields: Fields, vocab_size: int) -> ModelSpec:
     """What model_config.yaml asks for."""
     hidden, heads = fields.size("hidden_size"), fields.size("num_attention_heads")
     _refuse_unsupported(fields)
-    head_dim = fields.take("kv_channels") or hidden // heads
+    head_dim = fields.optional_size("kv_channels") or hidden // heads
     norm = _one_of(fields, "normalization", "layernorm", _NORMS)
     activation, gated = _activation(fields)
-    bias = bool(fields.take("bias", True))
+    bias = fields.flag("bias", True)
     return ModelSpec(
         family="nemo",
         vocab_size=vocab_size,
         hidden_size=hidden,
         num_layers=fields.size("num_layers"),
         num_heads=heads,
-        num_kv_heads=fields.take("num_query_groups") or heads,
+        num_kv_heads=fields.optional_size("num_query_groups") or heads,
         head_dim=head_dim,
-        intermediate_size=fields.take("ffn_hidden_size") or 4 * hidden,
+        intermediate_size=fields.optional_size("ffn_hidden_size") or 4 * hidden,
         max_positions=fields.size("max_position_embeddings"),
         norm=norm,
-        norm_eps=float(fields.take("layernorm_epsilon", 1e-5)),
+        norm_eps=fields.number("layernorm_epsilon", 1e-5),
         norm_bias=norm != "rmsnorm",
         position=_one_of(fields, "position_embedding_type", "learned_absolute", _POSITIONS),
         rope=_rope(fields, head_dim),
         activation=activation,
         gated=gated,
-        qkv_bias=bias or bool(fields.take("qkv_bias")),
+        qkv_bias=fields.flag("qkv_bias") or bias,
         attention_out_bias=bias,
         mlp_bias=bias,
-        attention_scale=head_dim**-0.5 if fields.take("normalize_attention_scores", True) else 1.0,
+        attention_scale=head_dim**-0.5 if fields.flag("normalize_attention_scores", True) else 1.0,
         sliding_window=_window(fields),
-        qk_norm="head" if fields.take("qk_layernorm") else None,
-        tied_embeddings=bool(fields.take("share_embeddings_and_output_weights", True)),
-        embedding_scale=hidden**0.5 if fields.take("apply_embedding_scaling") else 1.0,
+        qk_norm="head" if fields.flag("qk_layernorm") else None,
+        tied_embeddings=fields.flag("share_embeddings_and_output_weights", True),
+        embedding_scale=hidden**0.5 if fields.flag("apply_embedding_scaling") else 1.0,
     )
 
 
@@ -126,15 +126,15 @@ def _activation(fields: Fields) -> tuple[Activation, bool]:
 
 
 def _rope(fields: Fields, head_dim: int) -> RopeSpec | None:
-    share, base = fields.take("rotary_percentage", 1.0), fields.take("rotary_base", 10000.0)
-    factor = fields.take("seq_len_interpolation_factor")
+    share, base = fields.number("rotary_percentage", 1.0), fields.number("rotary_base", 10000.0)
+    factor = fields.optional_number("seq_len_interpolation_factor")
     if fields.take("position_embedding_type") != "rope":
         return None
     return RopeSpec(
         kind="linear" if factor else "default",
-        theta=float(base),
+        theta=base,
         rotary_dim=int(head_dim * share),
-        factor=float(factor or 1.0),
+        factor=factor or 1.0,
     )
 
 

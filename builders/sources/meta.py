@@ -74,8 +74,8 @@ def _spec(fields: Fields, vocab_size: int) -> ModelSpec:
     hidden, heads = fields.size("dim"), fields.size("n_heads")
     if hidden % heads:
         raise fields.error("n_heads", heads, f"must divide dim={hidden}")
-    theta = float(fields.take("rope_theta") or 10000.0)
-    scaled = bool(fields.take("use_scaled_rope"))
+    theta = fields.number("rope_theta", 10000.0)
+    scaled = fields.flag("use_scaled_rope")
     layers = fields.size("n_layers")
     return ModelSpec(
         family="llama",
@@ -83,12 +83,12 @@ def _spec(fields: Fields, vocab_size: int) -> ModelSpec:
         hidden_size=hidden,
         num_layers=layers,
         num_heads=heads,
-        num_kv_heads=fields.take("n_kv_heads") or heads,
+        num_kv_heads=fields.optional_size("n_kv_heads") or heads,
         head_dim=hidden // heads,
         intermediate_size=_width(fields, hidden),
         max_positions=_max_positions(fields, theta, scaled),
         norm="rmsnorm",
-        norm_eps=float(fields.take("norm_eps", 1e-5)),
+        norm_eps=fields.number("norm_eps", 1e-5),
         position="rope",
         rope=_rope(fields, theta, scaled, layers, hidden // heads),
         activation="silu",
@@ -100,7 +100,7 @@ def _spec(fields: Fields, vocab_size: int) -> ModelSpec:
 def _width(fields: Fields, hidden: int) -> int:
     """Two thirds of four times the width, stretched, and rounded up to a multiple."""
     width = int(2 * 4 * hidden / 3)
-    if (stretch := fields.take("ffn_dim_multiplier")) is not None:
+    if (stretch := fields.optional_number("ffn_dim_multiplier")) is not None:
         width = int(stretch * width)
     multiple = fields.size("multiple_of", 256)
     return -(-width // multiple) * multiple
@@ -108,20 +108,20 @@ def _width(fields: Fields, hidden: int) -> int:
 
 def _max_positions(fields: Fields, theta: float, scaled: bool) -> int:
     """Not written: what the models with such frequencies were trained for."""
-    if given := fields.take("max_seq_len"):
-        return int(given)
+    if given := fields.optional_size("max_seq_len"):
+        return given
     return 131072 if scaled else {500000.0: 8192, 1000000.0: 16384}.get(theta, 4096)
 
 
 def _rope(fields: Fields, theta: float, scaled: bool, layers: int, head_dim: int) -> RopeSpec:
-    factor = fields.take("rope_scaling_factor")
+    factor = fields.optional_number("rope_scaling_factor")
     if not scaled:
         return RopeSpec(theta=theta, rotary_dim=head_dim)
     return RopeSpec(
         kind="llama3",
         theta=theta,
         rotary_dim=head_dim,
-        factor=float(factor or (32 if layers in _SCALED_BY_32_LAYERS else 8)),
+        factor=(factor or (32.0 if layers in _SCALED_BY_32_LAYERS else 8.0)),
         original_max_positions=8192,
         low_freq_factor=1.0,
         high_freq_factor=4.0,
