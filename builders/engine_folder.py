@@ -130,12 +130,17 @@ def unit_folder(folder: Path, unit: Unit) -> Path:
     return folder / "programs" / unit.key[:16]
 
 
-def _piece(folder: Path, unit: Unit) -> Piece:
+def read_program(folder: Path, unit: Unit) -> Program:
+    """A unit's program, once its files are known to be those that were built."""
     files = unit_folder(folder, unit)
     for written in unit.files:
         check_written(files / written.name, written)
-    program = Program.from_json(json.loads((files / PROGRAM).read_text()))
-    package = files / PACKAGE
+    return Program.from_json(json.loads((files / PROGRAM).read_text()))
+
+
+def _piece(folder: Path, unit: Unit) -> Piece:
+    program = read_program(folder, unit)
+    package = unit_folder(folder, unit) / PACKAGE
     if package.is_file():
         return Piece(program=program, runner=CompiledProgram(program, package))
     return Piece(program=program, runner=interpreted(program))

@@ -75,8 +75,10 @@ def build(options: BuildOptions, report: Reporter) -> BuildResult:
     store = Store(options.store_dir or output.parent / ".rankforge-store")
     report.start(total=len(plan.units), ranks=1, label=f"build {options.output_dir}", unit="units")
     before = {entry.key for entry in store.listing()}
-    build_units(plan.units, store.root, workers=options.workers, built=lambda _unit: report.advance(0, 1))
-    report.finish()
+    try:
+        build_units(plan.units, store.root, workers=options.workers, built=lambda _unit: report.advance(0, 1))
+    finally:
+        report.finish()
     clock.phase("build")
 
     manifest = _manifest(options, checkpoint, limits, plan, store)

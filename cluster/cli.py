@@ -18,6 +18,7 @@ from cluster.demo_options import DemoOptions
 from cluster.inspect_options import InspectOptions
 from cluster.options import command, normalize
 from cluster.progress import stderr_reporter
+from cluster.store_options import PruneOptions, StoreOptions
 
 app = typer.Typer(
     name="rankforge",
@@ -63,15 +64,60 @@ def build(options: BuildOptions) -> None:
 
 @command(app, InspectOptions, name="inspect")
 def inspect(options: InspectOptions) -> None:
-    """Show what a checkpoint holds: model, layout, size of every rank, where it came from."""
+    """Show what a checkpoint or an engine holds: model, layout, limits, size of every rank, origin."""
+    from builders.config_file import format_of
+    from builders.engine_folder import EngineManifest
     from cluster.inspect import inspect as look
     from cluster.inspect import show
+    from cluster.inspect_engine import inspect_engine, show_engine
 
-    found = look(options.folder, verify=options.verify)
+    is_engine = format_of(options.folder) == EngineManifest.format.name
+    found = (inspect_engine if is_engine else look)(options.folder, verify=options.verify)
     if options.json:
         _print(found, "", as_json=True)
     else:
-        show(found, Console())
+        (show_engine if is_engine else show)(found, Console())
+
+
+store = typer.Typer(name="store", help="Look after the store of built programs.", no_args_is_help=True)
+app.add_typer(store)
+
+
+@command(store, StoreOptions, name="list")
+def store_list(options: StoreOptions) -> None:
+    """Show every entry, the one used last first."""
+    from cluster.store import listing, show
+
+    entries = listing(options.store_dir)
+    if options.json:
+        _print({"entries": entries}, "", as_json=True)
+    else:
+        show(entries, Console())
+
+
+@command(store, StoreOptions, name="verify")
+def store_verify(options: StoreOptions) -> None:
+    """Hash every file and compare; exit code 2 when anything is damaged."""
+    from cluster.store import verify
+
+    found = verify(options.store_dir)
+    damaged = {key: problems for key, problems in found.items() if problems}
+    text = "\n".join(f"{key[:16]}: {'; '.join(problems)}" for key, problems in damaged.items())
+    _print(
+        {"damaged": damaged, "sound": len(found) - len(damaged)}, text or "all sound", as_json=options.json
+    )
+    if damaged:
+        raise typer.Exit(2)
+
+
+@command(store, PruneOptions, name="prune")
+def store_prune(options: PruneOptions) -> None:
+    """Evict the least recently used entries; those that are pinned or in use stay."""
+    from cluster.store import prune
+
+    done = prune(options.store_dir, options.max_bytes)
+    text = f"evicted {len(done['evicted'])} entries of {done['freed_bytes']} bytes, kept {done['kept_bytes']}"
+    _print(done, text, as_json=options.json)
 
 
 @command(app, DemoOptions, name="demo")

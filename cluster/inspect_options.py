@@ -12,6 +12,6 @@ from cluster.options import argument, option
 class InspectOptions:
     """What to look at."""
 
-    folder: Path = argument(help="A checkpoint that `rankforge convert` made.")
+    folder: Path = argument(help="A checkpoint or an engine of ours.")
     verify: bool = option(False, help="Hash every file and compare.")
     json: bool = option(False, help="Print everything as JSON.")

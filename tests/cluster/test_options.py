@@ -11,12 +11,14 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from cluster.build_options import BuildOptions
 from cluster.convert_options import ConvertOptions
 from cluster.demo_options import DemoOptions
 from cluster.inspect_options import InspectOptions
 from cluster.options import command, option
+from cluster.store_options import PruneOptions, StoreOptions
 
-ALL = (ConvertOptions, InspectOptions, DemoOptions)
+ALL = (ConvertOptions, BuildOptions, InspectOptions, StoreOptions, PruneOptions, DemoOptions)
 SAMPLES: dict[Any, list[str]] = {
     bool: [],
     int: ["1"],
@@ -68,11 +70,12 @@ def parse(options: type[Any], args: list[str]) -> list[Any]:
 
 def required(options: type[Any], but: str) -> list[str]:
     """The shortest command line, less one option."""
-    args = []
+    args, hints = [], typing.get_type_hints(options)
     for field in dataclasses.fields(options):
         missing = field.default is field.default_factory is dataclasses.MISSING
         if missing and field.name != but:
-            args += ["x"] if field.metadata.get("positional") else [f"--{field.name}", "x"]
+            value = sample(hints[field.name])
+            args += value if field.metadata.get("positional") else [f"--{field.name}", *value]
     return args
 
 

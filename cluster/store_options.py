@@ -1,0 +1,27 @@
+"""The options of `rankforge store list`, `verify` and `prune`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from cluster.options import option
+
+_STORE_DIR = "The store's folder; `rankforge build` keeps one named .rankforge-store beside its engines."
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreOptions:
+    """Which store."""
+
+    store_dir: Path = option(help=_STORE_DIR)
+    json: bool = option(False, help="Print the result as JSON.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruneOptions:
+    """Which store, and how large it may stay."""
+
+    store_dir: Path = option(help=_STORE_DIR)
+    max_bytes: int = option(help="Evict the least recently used until the rest fits.", least=0)
+    json: bool = option(False, help="Print the result as JSON.")
