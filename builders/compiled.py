@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram, export
 
+from builders.ops import rotated
 from builders.program import Program, TensorType, plain_operators, run
 
 _EXAMPLE_SIZES = {"tokens": 5, "batch": 3, "table": 2, "blocks": 7, "wanted": 4}
@@ -53,7 +54,9 @@ class _Interpreted(nn.Module):
 
     def __init__(self, program: Program) -> None:
         super().__init__()
-        self._program, self._operators = program, plain_operators()
+        self._program = program
+        # A compiler fuses the rotation with its neighbours; as one operator it could not.
+        self._operators = {**plain_operators(), "rankforge.rotate": rotated}
 
     def forward(self, values: dict[str, Tensor]) -> list[Tensor]:
         absent = dict.fromkeys(self._program.inputs)
@@ -64,8 +67,6 @@ class CompiledProgram:
     """A package, loaded without a compiler; one serves every layer of its structure."""
 
     def __init__(self, program: Program, file: Path) -> None:
-        import builders.ops  # noqa: F401 (registers the operators that the library calls back)
-
         self._names = tensors_of(program)
         loader = torch._C._aoti.AOTIModelPackageLoader  # type: ignore[attr-defined]
         self._loader = loader(str(file), "model", False, 1, -1)

@@ -97,14 +97,15 @@ def _(q: Tensor, *_others: object) -> Tensor:
     return torch.empty_like(q)
 
 
-@custom_op("rankforge::rotate", mutates_args=())
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate the leading dimensions of every head of x [T, heads, D], half against half; cos [T, half]."""
     half = cos.shape[-1]
     first, second, rest = x.float().split([half, half, x.shape[-1] - 2 * half], dim=-1)
     cos, sin = cos[:, None], sin[:, None]
-    rotated = [first * cos - second * sin, second * cos + first * sin, rest]
-    return torch.cat(rotated, dim=-1).to(x.dtype)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin, rest], dim=-1).to(x.dtype)
+
+
+rotate = custom_op("rankforge::rotate", rotated, mutates_args=())
 
 
 @rotate.register_fake
