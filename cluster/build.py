@@ -73,7 +73,7 @@ def build(options: BuildOptions, report: Reporter) -> BuildResult:
 
     output = options.output_dir.absolute()
     store = Store(options.store_dir or output.parent / ".rankforge-store")
-    report.start(total=len(plan.units), ranks=1, label=f"build {options.output_dir}", unit="units")
+    report.start([len(plan.units)], f"build {options.output_dir}", "units")
     before = {entry.key for entry in store.listing()}
     try:
         build_units(plan.units, store.root, workers=options.workers, built=lambda _unit: report.advance(0, 1))

@@ -189,9 +189,9 @@ def _shards(
         dtype=getattr(torch, manifest.dtype),
         located=locate(opened.family, manifest.spec, opened.index),
     )
-    total = sum(rank_sizes(manifest))
-    disk.require_free(draft, "the converted checkpoint", total)
-    report.start(total=total, ranks=manifest.mapping.world_size, label=f"convert {options.model_dir}")
+    sizes = rank_sizes(manifest)
+    disk.require_free(draft, "the converted checkpoint", sum(sizes))
+    report.start(sizes, f"convert {options.model_dir}")
     try:
         return run_ranks(plan, draft, workers=options.workers, advance=report.advance)
     finally:

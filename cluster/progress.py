@@ -28,8 +28,8 @@ Unit = Literal["bytes", "units"]
 class Reporter(Protocol):
     """Hears how far a job is."""
 
-    def start(self, *, total: int, ranks: int, label: str, unit: Unit = "bytes") -> None:
-        """A job begins."""
+    def start(self, sizes: Sequence[int], label: str, unit: Unit = "bytes") -> None:
+        """A job begins; one size for each of its ranks."""
 
     def advance(self, rank: int, amount: int) -> None:
         """A rank did this much more."""
@@ -58,14 +58,13 @@ class BarReporter:
         self._console = Console(file=stream)
         self._ranks: dict[int, TaskID] = {}
 
-    def start(self, *, total: int, ranks: int, label: str, unit: Unit = "bytes") -> None:
+    def start(self, sizes: Sequence[int], label: str, unit: Unit = "bytes") -> None:
         columns = (TextColumn("{task.description}"), BarColumn(), *_COLUMNS[unit], TimeRemainingColumn())
         self._progress = Progress(*columns, console=self._console)
-        self._total = self._progress.add_task(label, total=total)
-        if ranks > 1:
-            share = total / ranks
+        self._total = self._progress.add_task(label, total=sum(sizes))
+        if len(sizes) > 1:
             self._ranks = {
-                rank: self._progress.add_task(f"  rank {rank}", total=share) for rank in range(ranks)
+                rank: self._progress.add_task(f"  rank {rank}", total=size) for rank, size in enumerate(sizes)
             }
         self._progress.start()
 
@@ -85,10 +84,10 @@ class LineReporter:
         self._stream, self._as_json = stream, as_json
         self._said_at = 0.0
 
-    def start(self, *, total: int, ranks: int, label: str, unit: Unit = "bytes") -> None:
-        self._label, self._unit, self._total, self._done = label, unit, max(1, total), 0
+    def start(self, sizes: Sequence[int], label: str, unit: Unit = "bytes") -> None:
+        self._label, self._unit, self._total, self._done = label, unit, max(1, sum(sizes)), 0
         self._began = self._said_at = time.monotonic()
-        self._say(ranks=ranks)
+        self._say(ranks=len(sizes))
 
     def advance(self, rank: int, amount: int) -> None:
         tenth = self._done * 10 // self._total

@@ -16,7 +16,7 @@ class Terminal(io.StringIO):
 
 
 def go(reporter: Reporter) -> None:
-    reporter.start(total=1000, ranks=2, label="convert x")
+    reporter.start([500, 500], "convert x")
     for rank in (0, 1):
         for _ in range(5):
             reporter.advance(rank, 100)
