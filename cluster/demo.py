@@ -1,4 +1,4 @@
-"""`rankforge demo`: a tiny model, converted to four ranks and to one, and checked against Transformers."""
+"""`rankforge demo`: a tiny model, converted, built, run, and checked against Transformers."""
 
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ from rich.console import Console
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.utils import logging
 
-from builders.checkpoint import load_rank
+from builders.engine_folder import load_engine
 from builders.ops import Step
+from cluster.build import build
+from cluster.build_options import BuildOptions
 from cluster.convert import convert
 from cluster.convert_options import ConvertOptions
 from cluster.demo_options import DemoOptions
 from cluster.inspect import inspect, show
+from cluster.inspect_engine import inspect_engine, show_engine
 from cluster.progress import stderr_reporter
 
 _PROMPT = [[1, 17, 42, 7, 99]]
@@ -24,7 +27,7 @@ _NEW_TOKENS = 16
 
 
 def demo(options: DemoOptions, console: Console) -> None:
-    """Make, convert, look, run, compare."""
+    """Make, convert, build, look, run, compare."""
     with ExitStack() as stack:
         folder = options.output_dir or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         console.rule("1. a tiny LLaMA with random weights, as Transformers saves it")
@@ -33,10 +36,13 @@ def demo(options: DemoOptions, console: Console) -> None:
         console.rule("2. rankforge convert --tp_size 2 --pp_size 2")
         _convert(folder, "tp2pp2", tp_size=2, pp_size=2)
         show(inspect(folder / "tp2pp2", verify=True), console)
-        console.rule("3. rankforge convert, then greedy decoding with a paged cache")
+        console.rule("3. rankforge build: four ranks share two sets of programs")
+        _build(folder, "tp2pp2")
+        show_engine(inspect_engine(folder / "tp2pp2-engine", verify=True), console)
+        console.rule("4. an engine of one rank decodes with a paged cache")
         _convert(folder, "single", tp_size=1, pp_size=1)
-        ours = _decode(folder / "single")
-        _compare(ours, model, console)
+        _build(folder, "single")
+        _compare(_decode(folder / "single-engine"), model, console)
 
 
 def _make_model(folder: Path) -> LlamaForCausalLM:
@@ -70,15 +76,28 @@ def _convert(folder: Path, name: str, *, tp_size: int, pp_size: int) -> None:
     print(convert(options, stderr_reporter(as_json=False)).to_text())
 
 
+def _build(folder: Path, name: str) -> None:
+    """Without the compiler, which would take a quarter of a minute."""
+    options = BuildOptions(
+        checkpoint_dir=folder / name,
+        output_dir=folder / f"{name}-engine",
+        no_compile=True,
+        max_input_len=32,
+        max_seq_len=32,
+        tokens_per_block=8,
+        overwrite=True,
+    )
+    print(build(options, stderr_reporter(as_json=False)).to_text())
+
+
 @torch.no_grad()
-def _decode(checkpoint: Path) -> list[int]:
+def _decode(folder: Path) -> list[int]:
     """Feed the prompt, then one token at a time."""
-    decoder = load_rank(checkpoint, 0)
-    caches = decoder.new_caches(num_blocks=4, tokens_per_block=8)
+    engine = load_engine(folder, 0, num_blocks=4)
     ids = list(_PROMPT[0])
     fed = 0
     for _ in range(_NEW_TOKENS):
-        logits = decoder(torch.tensor(ids[fed:]), _step(fed, len(ids)), caches)
+        logits = engine.forward(torch.tensor(ids[fed:]), _step(fed, len(ids)))
         fed = len(ids)
         ids.append(int(logits[-1].argmax()))
     return ids
