@@ -12,6 +12,8 @@ from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from threading import Thread
 
+import torch
+
 from builders.convert import ConvertPlan, convert_rank
 from builders.errors import WorkerError
 from builders.tensor_file import Written
@@ -74,6 +76,7 @@ class _Worker:
 
 def _start(queue: SimpleQueue[tuple[int, int] | None]) -> None:
     _Worker.queue = queue
+    torch.set_num_threads(1)  # the ranks are the parallelism
 
 
 def _convert_in_worker(plan: ConvertPlan, rank: int, folder: Path) -> Written:

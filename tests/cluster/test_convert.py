@@ -25,7 +25,10 @@ from builders.errors import ArtifactError, LayoutError, SourceError, UserError
 from cluster.convert import ConvertResult, convert
 from cluster.convert_options import ConvertOptions
 from cluster.progress import LineReporter
+from tests.nemo_writer import OLD, pack, plain_gpt, write_nemo
+from tests.oracle import gpt2, llama, random_model
 from tests.tiny import save_llama
+from tests.writers import write_meta
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -240,3 +243,25 @@ def small_disk(tmp_path: Path) -> Any:
         pytest.skip("this sandbox does not let root mount a tmpfs")
     yield folder
     subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_nemo_archive_is_unpacked_beside_and_cleared_away(tmp_path: Path) -> None:
+    config, tensors = plain_gpt(random_model(gpt2(vocab_size=104)))  # type: ignore[arg-type]
+    archive = pack(
+        write_nemo(tmp_path / "unpacked", config, tensors, prefix=OLD, tp=2), tmp_path / "gpt.nemo"
+    )
+    (tmp_path / "made").mkdir()
+    result = go(archive, tmp_path / "made/out", tp_size=2, workers=2)
+    assert [file.name for file in (tmp_path / "made").iterdir()] == ["out"]
+    assert list(read_manifest(result.output_dir).source.files) == ["gpt.nemo"]
+    assert go(archive, tmp_path / "made/out", tp_size=2).reused
+
+
+def test_meta_folder(tmp_path: Path) -> None:
+    llama_model = random_model(llama(intermediate_size=128, num_key_value_heads=4, vocab_size=104))
+    folder = write_meta(llama_model, tmp_path / "meta", shards=2, split_vocab=False)  # type: ignore[arg-type]
+    result = go(folder, tmp_path / "out", pp_size=2, dtype="bfloat16")
+    assert set(read_manifest(result.output_dir).source.files) == {
+        "consolidated.00.pth",
+        "consolidated.01.pth",
+    }
