@@ -10,7 +10,8 @@ from builders.families.view import Family, View, view
 from builders.spec import ModelSpec
 
 
-def _spec(fields: Fields) -> ModelSpec:
+def read_spec(fields: Fields) -> ModelSpec:
+    """What a configuration of LLaMA, or of a family that builds on it, asks for."""
     hidden, heads = fields.size("hidden_size"), fields.size("num_attention_heads")
     head_dim = fields.optional_size("head_dim") or hidden // heads
     positions = fields.size("max_position_embeddings")
@@ -41,7 +42,8 @@ def _spec(fields: Fields) -> ModelSpec:
     )
 
 
-def _views(spec: ModelSpec) -> Mapping[str, View]:
+def views(spec: ModelSpec) -> Mapping[str, View]:
+    """Where LLaMA keeps its parameters."""
     attention, mlp = "layers.{i}.self_attn", "layers.{i}.mlp"
     return {
         "embed": view("embed_tokens"),
@@ -57,8 +59,8 @@ def _views(spec: ModelSpec) -> Mapping[str, View]:
 FAMILY = Family(
     name="llama",
     model_types=["llama", "mistral"],
-    spec=_spec,
-    views=_views,
+    spec=read_spec,
+    views=views,
     prefixes=["model."],
     ignored=r"layers\.\d+\.self_attn\.rotary_emb\.inv_freq|rotary_emb\.inv_freq",
     harmless=frozenset({"max_sequence_length"}),

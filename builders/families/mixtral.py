@@ -3,59 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
+from builders.families import llama
 from builders.families.fields import Fields
-from builders.families.rope import rope_spec
 from builders.families.view import Family, View, view
 from builders.spec import ModelSpec, MoeSpec
 
 
 def _spec(fields: Fields) -> ModelSpec:
-    hidden, heads = fields.size("hidden_size"), fields.size("num_attention_heads")
-    head_dim = fields.optional_size("head_dim") or hidden // heads
-    positions = fields.size("max_position_embeddings")
-    return ModelSpec(
-        family="mixtral",
-        vocab_size=fields.size("vocab_size"),
-        hidden_size=hidden,
-        num_layers=fields.size("num_hidden_layers"),
-        num_heads=heads,
-        num_kv_heads=fields.size("num_key_value_heads", heads),
-        head_dim=head_dim,
-        intermediate_size=fields.size("intermediate_size"),
-        max_positions=positions,
-        norm="rmsnorm",
-        norm_eps=fields.number("rms_norm_eps"),
-        position="rope",
-        rope=rope_spec(fields, head_dim=head_dim, max_positions=positions),
-        activation=fields.activation("hidden_act"),
-        gated=True,
-        moe=MoeSpec(
-            num_experts=fields.size("num_local_experts"),
-            top_k=fields.size("num_experts_per_tok"),
-            renormalize=True,
-        ),
-        attention_scale=head_dim**-0.5,
-        sliding_window=fields.optional_size("sliding_window"),
-        tied_embeddings=fields.flag("tie_word_embeddings"),
+    experts = MoeSpec(
+        num_experts=fields.size("num_local_experts"),
+        top_k=fields.size("num_experts_per_tok"),
+        renormalize=True,
     )
+    return replace(llama.read_spec(fields), family="mixtral", moe=experts)
 
 
 def _views(spec: ModelSpec) -> Mapping[str, View]:
-    attention, moe = "layers.{i}.self_attn", "layers.{i}.block_sparse_moe"
+    moe = "layers.{i}.block_sparse_moe"
     experts = {"gate": "w1", "up": "w3", "down": "w2"}
+    shared = {name: place for name, place in llama.views(spec).items() if ".mlp." not in name}
     return {
-        "embed": view("embed_tokens"),
-        "layers.{i}.attn_norm": view("layers.{i}.input_layernorm"),
-        **{f"layers.{{i}}.attn.{name}": view(f"{attention}.{name}_proj") for name in "qkvo"},
-        "layers.{i}.mlp_norm": view("layers.{i}.post_attention_layernorm"),
+        **shared,
         "layers.{i}.moe.router": view(f"{moe}.gate"),
         **{
             f"layers.{{i}}.moe.experts.{{e}}.{ours}": view(f"{moe}.experts.{{e}}.{theirs}")
             for ours, theirs in experts.items()
         },
-        "norm": view("norm"),
-        "head": view("embed_tokens" if spec.tied_embeddings else "lm_head"),
     }
 
 
@@ -64,6 +39,6 @@ FAMILY = Family(
     model_types=["mixtral"],
     spec=_spec,
     views=_views,
-    prefixes=["model."],
-    ignored=r"layers\.\d+\.self_attn\.rotary_emb\.inv_freq",
+    prefixes=llama.FAMILY.prefixes,
+    ignored=llama.FAMILY.ignored,
 )
