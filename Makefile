@@ -2,13 +2,16 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: test check lint demo clean
+.PHONY: test check long lint demo clean
 
 test: .venv/installed lint
-	$(BIN)/python -m pytest -q -n auto
+	$(BIN)/python -m pytest -q -n auto -m "not long"
 
 check: .venv/installed lint
-	$(BIN)/python -m pytest -q -n auto -m "not slow"
+	$(BIN)/python -m pytest -q -n auto -m "not slow and not long"
+
+long: .venv/installed
+	$(BIN)/python -m pytest -q -n auto -m long
 
 lint: .venv/installed
 	$(BIN)/ruff check .

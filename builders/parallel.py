@@ -74,7 +74,8 @@ class SplitNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         wide = x.float()
-        mean = torch.zeros_like(wide[..., :1]) if self.kind == "rmsnorm" else wide.mean(-1, keepdim=True)
+        none = torch.zeros_like(wide.narrow(-1, 0, 1))
+        mean = none if self.kind == "rmsnorm" else wide.mean(-1, keepdim=True)
         spread = (wide - mean).square().mean(-1, keepdim=True)
         moments = torch.cat([mean, mean.square(), spread], dim=-1)
         mean, square, spread = (all_reduce(moments, self.ranks) / self.ranks).chunk(3, dim=-1)
