@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
 from pathlib import Path
 
+from actors.processes import run_jobs
 from builders.build import UnitPlan, build_unit
-from builders.errors import WorkerError
 from builders.store import Store
 
 Built = Callable[[int], None]
 """Hears of a unit that is in the store."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class _UnitJob:
+    plan: UnitPlan
+    store: Path
+
+
 def build_units(plans: Sequence[UnitPlan], store: Path, *, workers: int, built: Built) -> None:
     """See that every unit is in the store; those that are there already cost nothing."""
-    missing = [number for number, plan in enumerate(plans) if not _is_there(plans[number], store)]
+    missing = [number for number, plan in enumerate(plans) if not _is_there(plan, store)]
     for number in set(range(len(plans))) - set(missing):
         built(number)
     if min(workers, len(missing)) <= 1:
@@ -26,7 +30,8 @@ def build_units(plans: Sequence[UnitPlan], store: Path, *, workers: int, built: 
             build_one(plans[number], store)
             built(number)
         return
-    _in_processes(plans, missing, store, min(workers, len(missing)), built)
+    jobs = [_UnitJob(plan=plans[number], store=store) for number in missing]
+    run_jobs(_build, jobs, workers=workers, advance=lambda job, _: built(missing[job]), name="unit")
 
 
 def _is_there(plan: UnitPlan, store: Path) -> bool:
@@ -38,20 +43,6 @@ def build_one(plan: UnitPlan, store: Path) -> None:
     Store(store).get_or_build(plan.recipe, lambda folder: build_unit(plan, folder))
 
 
-def _in_processes(
-    plans: Sequence[UnitPlan], missing: Sequence[int], store: Path, workers: int, built: Built
-) -> None:
-    """Fresh processes: a fork would copy this one's threads' locks."""
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        jobs = {number: pool.submit(build_one, plans[number], store) for number in missing}
-        try:
-            for number, job in jobs.items():
-                job.result()
-                built(number)
-        except BrokenProcessPool as error:
-            pool.shutdown(cancel_futures=True)
-            raise WorkerError(
-                "a build worker died (killed, or out of memory?); finished units are kept; "
-                "run again with fewer --workers"
-            ) from error
+def _build(job: _UnitJob, advance: Callable[[int], None]) -> None:
+    build_one(job.plan, job.store)
+    advance(1)

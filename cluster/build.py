@@ -21,7 +21,7 @@ from builders.limits import Limits, check_limits
 from builders.store import Store, disk
 from builders.tensor_file import Written
 from cluster.build_options import BuildOptions
-from cluster.output import drafts_beside, place
+from cluster.output import drafts_beside, place, real_place
 from cluster.progress import Reporter
 
 
@@ -71,7 +71,7 @@ def build(options: BuildOptions, report: Reporter) -> BuildResult:
     plan = plan_build(checkpoint, limits, compiled=not options.no_compile)
     clock.phase("export")
 
-    output = options.output_dir.absolute()
+    output = real_place(options.output_dir)
     store = Store(options.store_dir or output.parent / ".rankforge-store")
     report.start([len(plan.units)], f"build {options.output_dir}", "units")
     before = {entry.key for entry in store.listing()}
@@ -86,7 +86,7 @@ def build(options: BuildOptions, report: Reporter) -> BuildResult:
     if not reused:
         with drafts_beside(output) as scratch, scratch.folder() as draft:
             _assemble(draft, manifest, options.checkpoint_dir, store, plan)
-            place(draft, output, scratch, replace=options.overwrite)
+            place(draft, output, replace=options.overwrite)
     clock.phase("publish")
     return _result(options, manifest, plan, clock, before, reused)
 

@@ -139,6 +139,8 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except RankforgeError as error:
+        for note in getattr(error, "__notes__", ()):  # where a worker's own mistake came from
+            print(note, file=sys.stderr)
         _fail(str(error), 2 if isinstance(error, UserError) else 1)
     except typer.Abort:
         sys.exit(130)
