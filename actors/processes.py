@@ -6,7 +6,6 @@ import multiprocessing
 import os
 import signal
 import threading
-import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -148,14 +147,11 @@ def _serve(work: Work[Any, Any], pipe: Connection) -> None:
 
 
 def _outcome(work: Work[Any, Any], job: Any, pipe: Connection) -> _Done | _Failed:
+    """A bug is not an outcome: it ends the worker, which prints its traceback."""
     try:
         return _Done(work(job, lambda amount: pipe.send(_News(amount))))
     except RankforgeError as error:
         return _Failed(error)
-    except Exception as error:  # whatever it was, the parent must hear of it
-        told = WorkerError(f"{type(error).__name__}: {error}")
-        told.add_note(traceback.format_exc())
-        return _Failed(told)
 
 
 def _die_with_parent() -> None:

@@ -114,6 +114,7 @@ class _Hub:
             self._model,
             revision=self._revision,
             allow_patterns=list(patterns),
+            ignore_patterns=["*/*"],  # for the client's patterns, a folder is part of a name
             local_files_only=offline,
             endpoint=self._endpoint,
             cache_dir=self._cache_dir,
