@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 from builders.kernels.call import Source
@@ -40,8 +40,8 @@ def compile_source(source: Source, capability: int) -> Compiled:
     )
     if built.metadata.shared > SHARED_BYTES[capability]:
         raise KernelTooLarge(
-            f"{source.kernel} {dict(source.constants)}: needs {built.metadata.shared} bytes of shared memory, "
-            f"compute capability {capability} has {SHARED_BYTES[capability]}"
+            f"{source.kernel} {dict(source.constants)}: needs {built.metadata.shared} bytes of shared "
+            f"memory, compute capability {capability} has {SHARED_BYTES[capability]}"
         )
     return Compiled(
         source=source,
@@ -61,10 +61,11 @@ def find(kernel: str) -> Any:
 
 def _typed(
     names: Iterable[str], source: Source
-) -> tuple[dict[str, str], dict[str, Any], Mapping[tuple[int, ...], list[list[Any]]]]:
+) -> tuple[dict[str, str], dict[str, Any], dict[tuple[int, ...], list[list[Any]]]]:
     """Triton's signature, constants and what it may assume: that pointers are multiples of 16 bytes."""
     constants: dict[str, Any] = dict(source.constants)
-    signature, attributes = {}, {}
+    signature: dict[str, str] = {}
+    attributes: dict[tuple[int, ...], list[list[Any]]] = {}
     for place, name in enumerate(names):
         kind = source.kinds[place] if place < len(source.kinds) else ""
         signature[name] = kind or "constexpr"

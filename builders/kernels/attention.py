@@ -26,7 +26,13 @@ class Attention:
 
 
 def decode(
-    q: Tensor, attention: Attention, cache: Paged, config: Config, *, out: Tensor, scratch: Scratch | None = None
+    q: Tensor,
+    attention: Attention,
+    cache: Paged,
+    config: Config,
+    *,
+    out: Tensor,
+    scratch: Scratch | None = None,
 ) -> list[Call]:
     """out [T, heads, D]: each token attends to its sequence up to itself, alone.
 
@@ -36,7 +42,9 @@ def decode(
     splits, block_d = config.blocks["SPLITS"], power_of_two(dim)
     group = heads // cache.kv_heads
     weight_at = tokens * heads * splits * block_d
-    shared = (scratch.partial, scratch.partial[weight_at:], scratch.counters) if scratch and splits > 1 else None
+    shared = None
+    if scratch and splits > 1:
+        shared = scratch.partial, scratch.partial[weight_at:], scratch.counters
     joined = bool(config.blocks["JOINED"])
     constants: dict[str, Constant] = {
         **_shape(q, attention, cache),
@@ -85,9 +93,7 @@ def decode_scratch(tokens: int, heads: int, kv_heads: int, dim: int, config: Con
     splits = config.blocks["SPLITS"]
     if splits == 1:
         return ScratchSize()
-    return ScratchSize(
-        partial=tokens * heads * splits * (power_of_two(dim) + 2), counters=tokens * kv_heads
-    )
+    return ScratchSize(partial=tokens * heads * splits * (power_of_two(dim) + 2), counters=tokens * kv_heads)
 
 
 def decode_configs(tokens: int, kv_heads: int, longest: int, *, overlap: bool = False) -> tuple[Config, ...]:

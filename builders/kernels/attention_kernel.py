@@ -27,8 +27,8 @@ def _rows(cache, scale, slot, live, kv, table, wanted, KV_HEADS: tl.constexpr, D
 
 
 @triton.jit
-def _attend(sums, total, top, q, query, slot, live, slope, kv, table, k_cache, v_cache, k_scale, v_scale, scale,
-            KV_HEADS: tl.constexpr, DIM: tl.constexpr, BLOCK_D: tl.constexpr, TOKENS: tl.constexpr,
+def _attend(sums, total, top, q, query, slot, live, slope, kv, table, k_cache, v_cache, k_scale, v_scale,
+            scale, KV_HEADS: tl.constexpr, DIM: tl.constexpr, BLOCK_D: tl.constexpr, TOKENS: tl.constexpr,
             WINDOW: tl.constexpr, SLOPED: tl.constexpr, MASKED: tl.constexpr):  # fmt: skip
     """One tile of slots, added to the running sums [rows, D], their total weight and their top score.
 
@@ -148,8 +148,8 @@ def decode(
     for start in tl.range(first + split * part, end, BLOCK_S, num_stages=DEPTH):
         slot = start + tl.arange(0, BLOCK_S)
         sums, total, top = _attend(
-            sums, total, top, rows, query, slot, slot < end, slope, kv, table, k_cache, v_cache, k_scale, v_scale,
-            scale, KV_HEADS, DIM, BLOCK_D, TOKENS, WINDOW, slopes is not None, True,
+            sums, total, top, rows, query, slot, slot < end, slope, kv, table, k_cache, v_cache, k_scale,
+            v_scale, scale, KV_HEADS, DIM, BLOCK_D, TOKENS, WINDOW, slopes is not None, True,
         )  # fmt: skip
     if SPLITS == 1:
         tl.store(where_out, (sums / total[:, None]).to(out.dtype.element_ty), mask=inside)

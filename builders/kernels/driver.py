@@ -59,7 +59,9 @@ class Kernels:
         found = self._loaded.get(source)
         if found is None:
             if source not in self._compiled:
-                raise MissingKernel(f"{source.kernel} {dict(source.constants)}: not among this engine's kernels")
+                raise MissingKernel(
+                    f"{source.kernel} {dict(source.constants)}: not among the compiled kernels"
+                )
             found = self._loaded[source] = LoadedKernel(self._compiled[source])
         return found
 
@@ -74,7 +76,8 @@ class LoadedKernel:
         self._driver, self._device = _driver(), torch.cuda.current_device()
         self._function = _function(self._driver, compiled)
         # Triton's kernels end with two pointers to scratch memory, null where they need none.
-        self._packed = struct.Struct("".join(_FORMATS.get(kind, "Q") for kind in compiled.source.kinds if kind) + "QQ")
+        layout = "".join(_FORMATS.get(kind, "Q") for kind in compiled.source.kinds if kind)
+        self._packed = struct.Struct(layout + "QQ")
         self._values = ctypes.create_string_buffer(self._packed.size)
         self._params = _addresses(self._packed.format, self._values)
         self._config = _launch_config(compiled)
@@ -100,7 +103,7 @@ def _value(arg: Tensor | int | float) -> int | float:
         return arg
     address = arg.data_ptr()
     if address % 16:
-        raise ValueError(f"a tensor of shape {tuple(arg.shape)} at {address:#x}: kernels need multiples of 16")
+        raise ValueError(f"tensor {tuple(arg.shape)} at {address:#x}: kernels need addresses in steps of 16")
     return address
 
 
@@ -115,7 +118,12 @@ def _addresses(layout: str, buffer: Any) -> Any:
 class _Attribute(ctypes.Structure):
     """CUlaunchAttribute: a union of 64 bytes after its kind, at a multiple of 8."""
 
-    _fields_ = (("kind", ctypes.c_uint), ("_pad", ctypes.c_uint), ("value", ctypes.c_int), ("_rest", ctypes.c_char * 60))
+    _fields_ = (
+        ("kind", ctypes.c_uint),
+        ("_pad", ctypes.c_uint),
+        ("value", ctypes.c_int),
+        ("_rest", ctypes.c_char * 60),
+    )
 
 
 class _LaunchConfig(ctypes.Structure):

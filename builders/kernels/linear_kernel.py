@@ -8,15 +8,15 @@ from builders.kernels.parts_kernel import activated, await_previous, last_to_arr
 
 
 @triton.jit
-def _tile(start, step, row_live, K: tl.constexpr, ROWS: tl.constexpr, BLOCK_K: tl.constexpr, FULL: tl.constexpr):
+def _tile(start, step, live, K: tl.constexpr, ROWS: tl.constexpr, BLOCK_K: tl.constexpr, FULL: tl.constexpr):
     """[ROWS, BLOCK_K] of a weight, read once and by nobody else."""
     col = step * BLOCK_K + tl.arange(0, BLOCK_K)
     at = start + tl.arange(0, ROWS)[:, None] * K + col[None, :]
     if FULL:
         return tl.load(at, eviction_policy="evict_first")
     else:
-        live = row_live[:, None] & (col < K)[None, :]
-        return tl.load(at, mask=live, other=0.0, eviction_policy="evict_first")
+        inside = live[:, None] & (col < K)[None, :]
+        return tl.load(at, mask=inside, other=0.0, eviction_policy="evict_first")
 
 
 @triton.jit
@@ -32,7 +32,9 @@ def _statistics(x, K: tl.constexpr, eps, CENTERED: tl.constexpr, BLOCK: tl.const
 
 
 @triton.jit
-def _finished(value, up, row, col, y, bias, residual, live, N: tl.constexpr, ACT: tl.constexpr, GATED: tl.constexpr):
+def _finished(
+    value, up, row, col, y, bias, residual, live, N: tl.constexpr, ACT: tl.constexpr, GATED: tl.constexpr
+):
     """Bias, activation and residual on sums in float32, then the store; row and col are of y."""
     if bias is not None:
         value += tl.load(bias + col, mask=col < N, other=0.0).to(tl.float32)
@@ -157,7 +159,9 @@ def gemv(
             every = partial + part[:, None] * N + row[None, :]
             out = tl.sum(tl.load(every, mask=live[None, :], other=0.0, cache_modifier=".cg"), 0)
             if GATED:
-                up = tl.sum(tl.load(every + SPLIT * N, mask=live[None, :], other=0.0, cache_modifier=".cg"), 0)
+                up = tl.sum(
+                    tl.load(every + SPLIT * N, mask=live[None, :], other=0.0, cache_modifier=".cg"), 0
+                )
             _finished(out, up, 0, row, y, bias, residual, live, N, ACT, GATED)
 
 
@@ -258,7 +262,15 @@ def dot(
             if LATE:
                 squares += tl.sum(wide * wide, 1)
             wide = _normed(
-                wide, mean[:, None], scale[:, None], gain, shift, at[None, :], K, BLOCK_K * PART * SPLIT, ONE_PLUS
+                wide,
+                mean[:, None],
+                scale[:, None],
+                gain,
+                shift,
+                at[None, :],
+                K,
+                BLOCK_K * PART * SPLIT,
+                ONE_PLUS,
             )
             value = wide.to(x.dtype.element_ty)
         sums = tl.dot(gates, tl.trans(value), sums, input_precision="ieee")

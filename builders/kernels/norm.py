@@ -26,7 +26,13 @@ class Norm:
 
 
 def norm(
-    x: Tensor, norm: Norm, config: Config, *, out: Tensor, add: Tensor | None = None, total: Tensor | None = None
+    x: Tensor,
+    norm: Norm,
+    config: Config,
+    *,
+    out: Tensor,
+    add: Tensor | None = None,
+    total: Tensor | None = None,
 ) -> list[Call]:
     """out = norm(x + add), and total = x + add where there is something to add; rows [T, H]."""
     width = x.shape[-1]

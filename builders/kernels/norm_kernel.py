@@ -32,7 +32,9 @@ def norm(
     await_previous(OVERLAP)
     value = tl.load(x + row * STRIDE + col, mask=live, other=0.0)
     if residual is not None:
-        added = value.to(tl.float32) + tl.load(residual + row * WIDTH + col, mask=live, other=0.0).to(tl.float32)
+        added = value.to(tl.float32) + tl.load(residual + row * WIDTH + col, mask=live, other=0.0).to(
+            tl.float32
+        )
         value = added.to(x.dtype.element_ty)
         tl.store(total + row * WIDTH + col, value, mask=live)
     value = value.to(tl.float32)
@@ -50,7 +52,13 @@ def norm(
 
 @triton.jit
 def activation(
-    y, x, WIDTH: tl.constexpr, ACT: tl.constexpr, GATED: tl.constexpr, BLOCK: tl.constexpr, OVERLAP: tl.constexpr
+    y,
+    x,
+    WIDTH: tl.constexpr,
+    ACT: tl.constexpr,
+    GATED: tl.constexpr,
+    BLOCK: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """y [T, WIDTH] = act(x), or where gated act(first half of x's row) · second half."""
     release_next(OVERLAP)
