@@ -1,0 +1,121 @@
+# mypy: ignore-errors
+"""From packed q, k and v: rotation, and the write of k and v to the paged cache."""
+
+import triton
+import triton.language as tl
+
+from builders.kernels.parts_kernel import await_previous, release_next
+
+
+@triton.jit
+def _clipped(x, clip, CLIPPED: tl.constexpr):
+    """x in float32 between -clip and clip."""
+    x = x.to(tl.float32)
+    if CLIPPED:
+        x = tl.minimum(tl.maximum(x, -clip), clip)
+    return x
+
+
+@triton.jit
+def _place(
+    value,
+    col,
+    live,
+    head,
+    token,
+    slot,
+    q,
+    k_cache,
+    v_cache,
+    k_scale,
+    v_scale,
+    HEADS: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    DIM: tl.constexpr,
+    Q_STRIDE: tl.constexpr,
+):
+    """Store columns [heads, cols] of packed heads where each belongs; a negative slot is no slot."""
+    kv = (head - HEADS) % KV_HEADS
+    is_q = head < HEADS
+    is_k = (head >= HEADS) & (head < HEADS + KV_HEADS) & (slot >= 0)
+    is_v = (head >= HEADS + KV_HEADS) & (slot >= 0)
+    at = (slot * KV_HEADS + kv)[:, None] * DIM + col[None, :]
+    where_q = token * Q_STRIDE + head[:, None] * DIM + col[None, :]
+    tl.store(q + where_q, value.to(q.dtype.element_ty), mask=live & is_q[:, None])
+    k = value if k_scale is None else value / tl.load(k_scale)
+    tl.store(k_cache + at, k.to(k_cache.dtype.element_ty), mask=live & is_k[:, None])
+    v = value if v_scale is None else value / tl.load(v_scale)
+    tl.store(v_cache + at, v.to(v_cache.dtype.element_ty), mask=live & is_v[:, None])
+
+
+@triton.jit
+def rotate_and_write(
+    q,
+    qkv,
+    cos,
+    sin,
+    positions,
+    sequences,
+    block_table,
+    k_cache,
+    v_cache,
+    k_scale,
+    v_scale,
+    clip,
+    table_stride,
+    HEADS: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    DIM: tl.constexpr,
+    HALF: tl.constexpr,
+    TOKENS: tl.constexpr,
+    CLIPPED: tl.constexpr,
+    QKV_STRIDE: tl.constexpr,
+    Q_STRIDE: tl.constexpr,
+    BLOCK_HALF: tl.constexpr,
+    BLOCK_REST: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    OVERLAP: tl.constexpr,
+):
+    """BLOCK_H of the packed heads of one token; HALF is half of the rotated columns, 0 rotates nothing.
+
+    A token at a negative position is padding and writes nothing to the cache.
+    """
+    release_next(OVERLAP)
+    token = tl.program_id(0).to(tl.int64)
+    head = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
+    real = head < HEADS + 2 * KV_HEADS
+    await_previous(OVERLAP)
+    position = tl.load(positions + token).to(tl.int64)
+    page = tl.load(
+        block_table + tl.load(sequences + token).to(tl.int64) * table_stride + position // TOKENS,
+        mask=position >= 0,
+        other=0,
+    )
+    slot = tl.where(position >= 0, page.to(tl.int64) * TOKENS + position % TOKENS, -1)
+    start = qkv + token * QKV_STRIDE + head[:, None] * DIM
+    if HALF > 0:
+        col = tl.arange(0, BLOCK_HALF)
+        live = real[:, None] & (col < HALF)[None, :]
+        first = _clipped(tl.load(start + col[None, :], mask=live, other=0.0), clip, CLIPPED)
+        second = _clipped(tl.load(start + HALF + col[None, :], mask=live, other=0.0), clip, CLIPPED)
+        turned = (head < HEADS + KV_HEADS)[:, None]
+        c = tl.load(cos + token * HALF + col, mask=col < HALF, other=0.0).to(tl.float32)[None, :]
+        s = tl.load(sin + token * HALF + col, mask=col < HALF, other=0.0).to(tl.float32)[None, :]
+        low = tl.where(turned, first * c - second * s, first)
+        high = tl.where(turned, second * c + first * s, second)
+        _place(
+            low, col, live, head, token, slot, q, k_cache, v_cache, k_scale, v_scale,
+            HEADS, KV_HEADS, DIM, Q_STRIDE,
+        )  # fmt: skip
+        _place(
+            high, HALF + col, live, head, token, slot, q, k_cache, v_cache, k_scale, v_scale,
+            HEADS, KV_HEADS, DIM, Q_STRIDE,
+        )  # fmt: skip
+    if 2 * HALF < DIM:
+        col = 2 * HALF + tl.arange(0, BLOCK_REST)
+        live = real[:, None] & (col < DIM)[None, :]
+        rest = _clipped(tl.load(start + col[None, :], mask=live, other=0.0), clip, CLIPPED)
+        _place(
+            rest, col, live, head, token, slot, q, k_cache, v_cache, k_scale, v_scale,
+            HEADS, KV_HEADS, DIM, Q_STRIDE,
+        )  # fmt: skip

@@ -1,0 +1,174 @@
+"""Compiled kernels and their launch through the CUDA driver; no compiler is imported."""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+import threading
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from builders.kernels.call import Arg, Call, Source
+
+_DEFAULT_SHARED_BYTES = 48 << 10
+_MAX_DYNAMIC_SHARED = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+_OVERLAPPED = 6  # CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+
+
+class DriverError(Exception):
+    """The CUDA driver refused a call."""
+
+
+class MissingKernel(Exception):
+    """A launch needs a kernel that was not compiled for this engine."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compiled:
+    """One kernel's machine code and what its launch must know."""
+
+    source: Source
+    capability: int
+    code: bytes
+    """A cubin."""
+    name: str
+    shared_bytes: int
+    scratch_bytes: int
+    """Of global memory for each program; none of our kernels needs any."""
+
+
+class Kernels:
+    """Compiled kernels, loaded on the current device on their first launch."""
+
+    def __init__(self, compiled: Iterable[Compiled]) -> None:
+        self._compiled = {kernel.source: kernel for kernel in compiled}
+        self._loaded: dict[Source, LoadedKernel] = {}
+
+    def run(self, calls: Iterable[Call]) -> None:
+        """Launch in order on PyTorch's current stream."""
+        for call in calls:
+            self.loaded(call.source).launch(call.grid, call.args)
+
+    def loaded(self, source: Source) -> LoadedKernel:
+        """The kernel of a source; an engine that runs one often keeps it."""
+        found = self._loaded.get(source)
+        if found is None:
+            if source not in self._compiled:
+                raise MissingKernel(
+                    f"{source.kernel} {dict(source.constants)}: not among the compiled kernels"
+                )
+            found = self._loaded[source] = LoadedKernel(self._compiled[source])
+        return found
+
+
+class LoadedKernel:
+    """A kernel on the current device."""
+
+    def __init__(self, compiled: Compiled) -> None:
+        if compiled.scratch_bytes:
+            raise DriverError(f"{compiled.name}: needs global scratch memory, which no launch here gives")
+        torch.zeros(1, device="cuda")  # makes PyTorch's context the current one of this thread
+        self._driver, self._device = _driver(), torch.cuda.current_device()
+        self._function = _function(self._driver, compiled)
+        # Triton's kernels end with two pointers to scratch memory, null where they need none.
+        layout = "".join(_FORMATS.get(kind, "Q") for kind in compiled.source.kinds if kind)
+        self._packed = struct.Struct(layout + "QQ")
+        self._values = ctypes.create_string_buffer(self._packed.size)
+        self._params = _addresses(self._packed.format, self._values)
+        self._config = _launch_config(compiled)
+        self._lock = threading.Lock()
+
+    def launch(self, grid: tuple[int, int, int], args: Iterable[Arg]) -> None:
+        """Start on PyTorch's current stream, captured or not; a None was compiled in."""
+        values = [_value(arg) for arg in args if arg is not None]
+        config = self._config
+        with self._lock:  # the driver copies the values before it returns
+            self._packed.pack_into(self._values, 0, *values, 0, 0)
+            config.grid_x, config.grid_y, config.grid_z = grid
+            config.stream = torch._C._cuda_getCurrentRawStream(self._device)
+            code = self._driver.cuLaunchKernelEx(ctypes.byref(config), self._function, self._params, None)
+        _check(self._driver, code)
+
+
+_FORMATS = {"i32": "i", "fp32": "f"}
+
+
+def _value(arg: Tensor | int | float) -> int | float:
+    if not isinstance(arg, Tensor):
+        return arg
+    address = arg.data_ptr()
+    if address % 16:
+        raise ValueError(f"tensor {tuple(arg.shape)} at {address:#x}: kernels need addresses in steps of 16")
+    return address
+
+
+def _addresses(layout: str, buffer: Any) -> Any:
+    """Where each value of a packed buffer begins, as the driver wants to be told."""
+    base = ctypes.addressof(buffer)
+    ends = [struct.calcsize(layout[: place + 1]) for place in range(len(layout))]
+    starts = [base + end - struct.calcsize(kind) for end, kind in zip(ends, layout, strict=True)]
+    return (ctypes.c_void_p * len(starts))(*starts)
+
+
+class _Attribute(ctypes.Structure):
+    """CUlaunchAttribute: a union of 64 bytes after its kind, at a multiple of 8."""
+
+    _fields_ = (
+        ("kind", ctypes.c_uint),
+        ("_pad", ctypes.c_uint),
+        ("value", ctypes.c_int),
+        ("_rest", ctypes.c_char * 60),
+    )
+
+
+class _LaunchConfig(ctypes.Structure):
+    """CUlaunchConfig."""
+
+    _fields_ = (
+        *((name, ctypes.c_uint) for name in ("grid_x", "grid_y", "grid_z", "block_x", "block_y", "block_z")),
+        ("shared_bytes", ctypes.c_uint),
+        ("stream", ctypes.c_void_p),
+        ("attributes", ctypes.POINTER(_Attribute)),
+        ("num_attributes", ctypes.c_uint),
+    )
+
+
+def _launch_config(compiled: Compiled) -> _LaunchConfig:
+    source = compiled.source
+    overlap = _Attribute(kind=_OVERLAPPED, value=1)
+    return _LaunchConfig(
+        block_x=32 * source.warps,
+        block_y=1,
+        block_z=1,
+        shared_bytes=compiled.shared_bytes,
+        attributes=ctypes.pointer(overlap),
+        num_attributes=int(source.overlap),
+    )
+
+
+@cache
+def _driver() -> Any:
+    return ctypes.CDLL("libcuda.so.1")
+
+
+def _function(driver: Any, compiled: Compiled) -> ctypes.c_void_p:
+    """Load the code; the module stays with the process."""
+    module, function = ctypes.c_void_p(), ctypes.c_void_p()
+    _check(driver, driver.cuModuleLoadData(ctypes.byref(module), compiled.code))
+    _check(driver, driver.cuModuleGetFunction(ctypes.byref(function), module, compiled.name.encode()))
+    if compiled.shared_bytes > _DEFAULT_SHARED_BYTES:
+        code = driver.cuFuncSetAttribute(function, _MAX_DYNAMIC_SHARED, compiled.shared_bytes)
+        _check(driver, code)
+    return function
+
+
+def _check(driver: Any, code: int) -> None:
+    if code:
+        text = ctypes.c_char_p()
+        driver.cuGetErrorString(code, ctypes.byref(text))
+        raise DriverError(f"CUDA driver error {code}: {(text.value or b'unknown').decode()}")

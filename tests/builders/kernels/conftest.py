@@ -1,0 +1,36 @@
+"""One interpreter for all tests of kernels, and comparisons that fit each type."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from builders.kernels.call import Runner
+
+pytest.importorskip("triton", reason="triton is not installed")
+
+from tests.builders.kernels.workers import interpret, pool
+
+TOLERANCE = {torch.bfloat16: 1.5e-2, torch.float16: 2e-3, torch.float32: 1e-5}
+"""Of the largest value."""
+
+
+@pytest.fixture(scope="session")
+def run() -> Iterator[Runner]:
+    """Executes launches with Triton's interpreter."""
+    with pool(interpreted=True) as workers:
+        yield lambda calls: interpret(workers, calls)
+
+
+@pytest.fixture(scope="session")
+def assert_near() -> Callable[[Tensor, Tensor], None]:
+    """Compares with what was computed in float32."""
+    return near
+
+
+def near(out: Tensor, expected: Tensor) -> None:
+    limit = TOLERANCE[out.dtype] * max(1.0, expected.abs().max().item())
+    torch.testing.assert_close(out.float(), expected.float(), rtol=0, atol=limit)
