@@ -67,12 +67,45 @@ def attention(
     `slopes` [heads] adds ALiBi's distance penalty; `window` limits how far back a token sees, 0 is
     no limit; `k_scale` and `v_scale` divide what is written to the cache and multiply what is read.
     """
+    write(k, v, k_cache, v_cache, positions, sequences, block_table, k_scale, v_scale)
+    return attended(
+        q, k_cache, v_cache, positions, sequences, block_table, slopes, k_scale, v_scale, scale, window
+    )
+
+
+def write(
+    k: Tensor,
+    v: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    positions: Tensor,
+    sequences: Tensor,
+    block_table: Tensor,
+    k_scale: Tensor | None,
+    v_scale: Tensor | None,
+) -> None:
+    """The first half of `attention`."""
     block = k_cache.shape[1]
     slots = block_table[sequences, positions // block] * block + positions % block
     for new, cache, quantum in ((k, k_cache, k_scale), (v, v_cache, v_scale)):
         cache.view(-1, *new.shape[1:])[slots] = (new if quantum is None else new / quantum).to(cache.dtype)
 
-    repeat = q.shape[1] // k.shape[1]
+
+def attended(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    positions: Tensor,
+    sequences: Tensor,
+    block_table: Tensor,
+    slopes: Tensor | None,
+    k_scale: Tensor | None,
+    v_scale: Tensor | None,
+    scale: float,
+    window: int,
+) -> Tensor:
+    """The second half of `attention`."""
+    repeat = q.shape[1] // k_cache.shape[2]
     keys, values = (
         _read(cache, quantum, block_table)[sequences].repeat_interleave(repeat, dim=2)
         for cache, quantum in ((k_cache, k_scale), (v_cache, v_scale))

@@ -17,11 +17,11 @@ from torch import Tensor
 from builders.constants import rank_constants
 from builders.export import Graphs
 from builders.limits import Limits
+from builders.live import live, reads
 from builders.mapping import Mapping, RankShape, rank_shape
 from builders.program import Program, run
 from builders.spec import ModelSpec
 from builders.trt.attention import Cache, Slots, by_sequence
-from builders.trt.live import live, reads
 from builders.trt.logger import new_logger
 from builders.trt.lowering import operators
 from builders.trt.net import Net

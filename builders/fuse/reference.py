@@ -1,0 +1,91 @@
+"""What every fused operator means, in plain PyTorch."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from builders.ops import act, attended, rotated, write
+from builders.program import Operators
+
+
+def linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    norm: str,
+    eps: float,
+    activation: str,
+    gated: bool,
+) -> Tensor:
+    """act(norm(x) · weightᵀ + bias) + residual.
+
+    `norm` is none, rms, layer or layer1p, whose weights lack 1; `activation` is none or one of the
+    model's. Where gated, `weight` holds the gate's rows and then those that the activated gate multiplies.
+    """
+    if norm_weight is not None:
+        x = _normalized(x, norm_weight, norm_bias, norm, eps)
+    y = F.linear(x, weight, bias)
+    if activation != "none":
+        y = act(y, activation, gated)
+    return y if residual is None else residual + y
+
+
+def _normalized(x: Tensor, weight: Tensor, bias: Tensor | None, norm: str, eps: float) -> Tensor:
+    if norm == "rms":
+        return F.rms_norm(x, weight.shape, weight, eps)
+    return F.layer_norm(x, weight.shape, weight + 1 if norm == "layer1p" else weight, bias, eps)
+
+
+def rotate_and_write(
+    qkv: Tensor,
+    cos: Tensor | None,
+    sin: Tensor | None,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    positions: Tensor,
+    sequences: Tensor,
+    block_table: Tensor,
+    k_scale: Tensor | None,
+    v_scale: Tensor | None,
+    heads: int,
+    clip: float | None,
+) -> Tensor:
+    """q [T, heads, D], rotated; k, rotated, and v go to the cache.
+
+    qkv [T, (heads + 2 kv heads) · D] is first limited to ±clip; without cos and sin nothing is rotated.
+    """
+    kv_heads, dim = k_cache.shape[2:]
+    packed = (qkv if clip is None else qkv.clamp(-clip, clip)).unflatten(-1, (-1, dim))
+    q, k, v = packed.split([heads, kv_heads, kv_heads], dim=1)
+    if cos is not None and sin is not None:
+        q, k = rotated(q, cos, sin), rotated(k, cos, sin)
+    write(k, v, k_cache, v_cache, positions, sequences, block_table, k_scale, v_scale)
+    return q
+
+
+def attend(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    positions: Tensor,
+    sequences: Tensor,
+    _lengths: Tensor,
+    block_table: Tensor,
+    *settings: Tensor | float | None,
+) -> Tensor:
+    """Causal attention [T, heads, D] over what is in the cache; see `builders.ops.attention`."""
+    return attended(q, k_cache, v_cache, positions, sequences, block_table, *settings)  # type: ignore[arg-type]
+
+
+def fused_operators() -> Operators:
+    """Every operator that `fused` adds."""
+    return {
+        "fused.linear": linear,
+        "fused.rotate_and_write": rotate_and_write,
+        "fused.write": write,
+        "fused.attend": attend,
+    }
