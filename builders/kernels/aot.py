@@ -6,6 +6,7 @@ import importlib
 from collections.abc import Iterable
 from typing import Any
 
+from builders.errors import EngineError
 from builders.kernels.call import Source
 from builders.kernels.driver import Compiled
 
@@ -13,7 +14,7 @@ SHARED_BYTES = {80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10, 100: 2
 """What one program may have of the memory that its threads share, by compute capability."""
 
 
-class KernelTooLarge(Exception):
+class KernelTooLarge(EngineError):
     """A candidate needs more than the device has."""
 
 
