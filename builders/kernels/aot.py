@@ -6,6 +6,7 @@ import importlib
 from collections.abc import Iterable
 from typing import Any
 
+from builders.errors import EngineError
 from builders.kernels.call import Source
 from builders.kernels.driver import Compiled
 
@@ -13,7 +14,7 @@ SHARED_BYTES = {80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10, 100: 2
 """What one program may have of the memory that its threads share, by compute capability."""
 
 
-class KernelTooLarge(Exception):
+class KernelTooLarge(EngineError):
     """A candidate needs more than the device has."""
 
 
@@ -38,11 +39,7 @@ def compile_source(source: Source, capability: int) -> Compiled:
             "launch_pdl": source.overlap,
         },
     )
-    if built.metadata.shared > SHARED_BYTES[capability]:
-        raise KernelTooLarge(
-            f"{source.kernel} {dict(source.constants)}: needs {built.metadata.shared} bytes of shared "
-            f"memory, compute capability {capability} has {SHARED_BYTES[capability]}"
-        )
+    _check(built, source, capability)
     return Compiled(
         source=source,
         capability=capability,
@@ -51,6 +48,20 @@ def compile_source(source: Source, capability: int) -> Compiled:
         shared_bytes=built.metadata.shared,
         scratch_bytes=built.metadata.global_scratch_size,
     )
+
+
+def _check(built: Any, source: Source, capability: int) -> None:
+    what = f"{source.kernel} {dict(source.constants)}"
+    shared, limit = built.metadata.shared, SHARED_BYTES[capability]
+    if shared > limit:
+        raise KernelTooLarge(
+            f"{what}: needs {shared} bytes of shared memory, compute capability {capability} has {limit}"
+        )
+    # What a launch gives: the arguments that are there, and two pointers to scratch memory.
+    given = sum(map(bool, source.kinds)) + 2
+    taken = built.asm["ptx"].split(".visible .entry")[1].count("\t.param ")
+    if given != taken:
+        raise RuntimeError(f"{what}: this Triton's kernels take {taken} parameters, launches give {given}")
 
 
 def find(kernel: str) -> Any:

@@ -77,7 +77,7 @@ def _extent(position, SPLITS: tl.constexpr, BLOCK_S: tl.constexpr, WINDOW: tl.co
     if WINDOW:
         first = tl.maximum(position + 1 - WINDOW, 0)
     tiles = tl.cdiv(position + 1 - first, BLOCK_S)
-    part = tl.cdiv(tiles, SPLITS) * BLOCK_S
+    part = tl.maximum(tl.cdiv(tiles, SPLITS), 1) * BLOCK_S
     return first, part, tl.cdiv(position + 1 - first, part)
 
 

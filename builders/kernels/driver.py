@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from builders.errors import EngineError
 from builders.kernels.call import Arg, Call, Source
 
 _DEFAULT_SHARED_BYTES = 48 << 10
@@ -20,11 +21,11 @@ _MAX_DYNAMIC_SHARED = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 _OVERLAPPED = 6  # CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
 
 
-class DriverError(Exception):
+class DriverError(EngineError):
     """The CUDA driver refused a call."""
 
 
-class MissingKernel(Exception):
+class MissingKernel(EngineError):
     """A launch needs a kernel that was not compiled for this engine."""
 
 

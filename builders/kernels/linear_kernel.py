@@ -4,19 +4,8 @@
 import triton
 import triton.language as tl
 
-from builders.kernels.parts_kernel import activated, await_previous, last_to_arrive, release_next
-
-
-@triton.jit
-def _tile(start, step, live, K: tl.constexpr, ROWS: tl.constexpr, BLOCK_K: tl.constexpr, FULL: tl.constexpr):
-    """[ROWS, BLOCK_K] of a weight, read once and by nobody else."""
-    col = step * BLOCK_K + tl.arange(0, BLOCK_K)
-    at = start + tl.arange(0, ROWS)[:, None] * K + col[None, :]
-    if FULL:
-        return tl.load(at, eviction_policy="evict_first")
-    else:
-        inside = live[:, None] & (col < K)[None, :]
-        return tl.load(at, mask=inside, other=0.0, eviction_policy="evict_first")
+from builders.kernels.linear_parts_kernel import columns, finished, normed, weight_tile
+from builders.kernels.parts_kernel import await_previous, last_to_arrive, release_next
 
 
 @triton.jit
@@ -29,47 +18,6 @@ def _statistics(x, K: tl.constexpr, eps, CENTERED: tl.constexpr, BLOCK: tl.const
         mean = tl.sum(value, 0) / K
         value = tl.where(col < K, value - mean, 0.0)
     return mean, tl.rsqrt(tl.sum(value * value, 0) / K + eps)
-
-
-@triton.jit
-def _finished(
-    value, up, row, col, y, bias, residual, live, N: tl.constexpr, ACT: tl.constexpr, GATED: tl.constexpr
-):
-    """Bias, activation and residual on sums in float32, then the store; row and col are of y."""
-    if bias is not None:
-        value += tl.load(bias + col, mask=col < N, other=0.0).to(tl.float32)
-    value = activated(value, ACT)
-    if GATED:
-        if bias is not None:
-            up += tl.load(bias + N + col, mask=col < N, other=0.0).to(tl.float32)
-        value *= up
-    at = row * N + col
-    if residual is not None:
-        value += tl.load(residual + at, mask=live, other=0.0).to(tl.float32)
-    tl.store(y + at, value.to(y.dtype.element_ty), mask=live)
-
-
-@triton.jit
-def _columns(start, col, K: tl.constexpr, COVERED: tl.constexpr):
-    """Columns of a row of K in float32, zero beyond it; COVERED is how many the programs go over."""
-    if COVERED == K:
-        return tl.load(start + col).to(tl.float32)
-    else:
-        return tl.load(start + col, mask=col < K, other=0.0).to(tl.float32)
-
-
-@triton.jit
-def _normed(
-    value, mean, scale, gain, shift, col, K: tl.constexpr, COVERED: tl.constexpr, ONE_PLUS: tl.constexpr
-):
-    """Columns of x (rows before them or not), normalized; `scale` is 1 where it is multiplied in later."""
-    gains = _columns(gain, col, K, COVERED)
-    if ONE_PLUS:
-        gains += 1.0
-    value = (value - mean) * scale * gains
-    if shift is not None:
-        value += _columns(shift, col, K, COVERED)
-    return value
 
 
 @triton.jit
@@ -115,9 +63,9 @@ def gemv(
     ups = ()
     for i in tl.static_range(DEPTH):
         if i < PART:
-            gates = gates + (_tile(start, split * PART + i, live, K, BLOCK_N, BLOCK_K, FULL),)
+            gates = gates + (weight_tile(start, split * PART + i, live, K, BLOCK_N, BLOCK_K, FULL),)
             if GATED:
-                ups = ups + (_tile(start + N * K, split * PART + i, live, K, BLOCK_N, BLOCK_K, FULL),)
+                ups = ups + (weight_tile(start + N * K, split * PART + i, live, K, BLOCK_N, BLOCK_K, FULL),)
     await_previous(OVERLAP)
     mean = 0.0
     scale = 1.0
@@ -128,15 +76,17 @@ def gemv(
     up_sums = tl.zeros([BLOCK_N, BLOCK_K], tl.float32) if GATED else 0.0
     for i in tl.static_range(PART):
         if i + DEPTH < PART:
-            gates = gates + (_tile(start, split * PART + i + DEPTH, live, K, BLOCK_N, BLOCK_K, FULL),)
+            gates = gates + (weight_tile(start, split * PART + i + DEPTH, live, K, BLOCK_N, BLOCK_K, FULL),)
             if GATED:
-                ups = ups + (_tile(start + N * K, split * PART + i + DEPTH, live, K, BLOCK_N, BLOCK_K, FULL),)
+                ups = ups + (
+                    weight_tile(start + N * K, split * PART + i + DEPTH, live, K, BLOCK_N, BLOCK_K, FULL),
+                )
         col = (split * PART + i) * BLOCK_K + tl.arange(0, BLOCK_K)
-        value = _columns(x, col, K, BLOCK_K * PART * SPLIT)
+        value = columns(x, col, K, BLOCK_K * PART * SPLIT)
         if LATE:
             squares += value * value
         if NORM != "none":
-            value = _normed(value, mean, scale, gain, shift, col, K, BLOCK_K * PART * SPLIT, ONE_PLUS)
+            value = normed(value, mean, scale, gain, shift, col, K, BLOCK_K * PART * SPLIT, ONE_PLUS)
         sums += gates[i].to(tl.float32) * value[None, :]
         if GATED:
             up_sums += ups[i].to(tl.float32) * value[None, :]
@@ -148,7 +98,7 @@ def gemv(
         if GATED:
             up *= scale
     if SPLIT == 1:
-        _finished(out, up, 0, row, y, bias, residual, live, N, ACT, GATED)
+        finished(out, up, 0, row, y, bias, residual, live, N, ACT, GATED)
     else:
         at = partial + split * N + row
         tl.store(at, out, mask=live)
@@ -162,7 +112,7 @@ def gemv(
                 up = tl.sum(
                     tl.load(every + SPLIT * N, mask=live[None, :], other=0.0, cache_modifier=".cg"), 0
                 )
-            _finished(out, up, 0, row, y, bias, residual, live, N, ACT, GATED)
+            finished(out, up, 0, row, y, bias, residual, live, N, ACT, GATED)
 
 
 @triton.jit
@@ -256,12 +206,12 @@ def dot(
         value = tl.load(
             x + row[:, None] * K + at[None, :], mask=(row < rows)[:, None] & (at < K)[None, :], other=0.0
         )
-        gates = _tile(start, step, live, K, BLOCK_N, BLOCK_K, FULL)
+        gates = weight_tile(start, step, live, K, BLOCK_N, BLOCK_K, FULL)
         if NORM != "none":
             wide = value.to(tl.float32)
             if LATE:
                 squares += tl.sum(wide * wide, 1)
-            wide = _normed(
+            wide = normed(
                 wide,
                 mean[:, None],
                 scale[:, None],
@@ -275,7 +225,7 @@ def dot(
             value = wide.to(x.dtype.element_ty)
         sums = tl.dot(gates, tl.trans(value), sums, input_precision="ieee")
         if GATED:
-            ups = _tile(start + N * K, step, live, K, BLOCK_N, BLOCK_K, FULL)
+            ups = weight_tile(start + N * K, step, live, K, BLOCK_N, BLOCK_K, FULL)
             up_sums = tl.dot(ups, tl.trans(value), up_sums, input_precision="ieee")
     if LATE:
         scale = tl.rsqrt(squares / K + eps)
@@ -284,7 +234,7 @@ def dot(
             up_sums *= scale[None, :]
     kept = live[:, None] & (row < rows)[None, :]
     if SPLIT == 1:
-        _finished(sums, up_sums, row[None, :], col[:, None], y, bias, residual, kept, N, ACT, GATED)
+        finished(sums, up_sums, row[None, :], col[:, None], y, bias, residual, kept, N, ACT, GATED)
     else:
         HALF: tl.constexpr = SPLIT * BLOCK_M * N
         at = row[None, :] * N + col[:, None]
@@ -300,4 +250,4 @@ def dot(
                     if part == 0:
                         up_sums = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
                     up_sums += tl.load(every + HALF, mask=kept, other=0.0, cache_modifier=".cg")
-            _finished(sums, up_sums, row[None, :], col[:, None], y, bias, residual, kept, N, ACT, GATED)
+            finished(sums, up_sums, row[None, :], col[:, None], y, bias, residual, kept, N, ACT, GATED)

@@ -14,7 +14,12 @@ pytest.importorskip("triton", reason="triton is not installed")
 
 from tests.builders.kernels.workers import interpret, pool
 
-TOLERANCE = {torch.bfloat16: 1.5e-2, torch.float16: 2e-3, torch.float32: 1e-5}
+TOLERANCE = {
+    torch.float8_e4m3fn: 4e-2,
+    torch.bfloat16: 1.5e-2,
+    torch.float16: 2e-3,
+    torch.float32: 1e-5,
+}
 """Of the largest value."""
 
 
@@ -32,5 +37,5 @@ def assert_near() -> Callable[[Tensor, Tensor], None]:
 
 
 def near(out: Tensor, expected: Tensor) -> None:
-    limit = TOLERANCE[out.dtype] * max(1.0, expected.abs().max().item())
+    limit = TOLERANCE[out.dtype] * max(1.0, expected.float().abs().max().item())
     torch.testing.assert_close(out.float(), expected.float(), rtol=0, atol=limit)

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from builders import ops
 from builders.kernels.call import Config, Runner
-from builders.kernels.linear import Linear, Scratch, linear, linear_configs, scratch_size
+from builders.kernels.linear import Linear, linear, linear_configs, scratch_size
 from builders.kernels.norm import Norm
 from builders.spec import Activation, NormKind
+from tests.builders.kernels.scratch import scratch_of
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 
@@ -82,16 +83,15 @@ DOT = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("case", [*GEMV.values(), *DOT.values()], ids=[*GEMV, *(f"dot {name}" for name in DOT)])
+@pytest.mark.parametrize(
+    "case", [*GEMV.values(), *DOT.values()], ids=[*GEMV, *(f"dot {name}" for name in DOT)]
+)
 def test_linear(case: Case, run: Runner, assert_near: Callable[[Tensor, Tensor], None]) -> None:
     torch.manual_seed(0)
     x, layer, residual = made(case)
     config = Config(blocks={name: int(size) for name, size in (b.split("=") for b in case.blocks.split())})
     out = torch.full((case.rows, case.n), float("nan"), dtype=case.dtype)
-    size = scratch_size(layer, config)
-    scratch = Scratch(
-        partial=torch.full((size.partial,), float("nan")), counters=torch.zeros(size.counters, dtype=torch.int32)
-    )
+    scratch = scratch_of(scratch_size(layer, config))
     calls = linear(x, layer, config, out=out, residual=residual, scratch=scratch)
     run(calls)
     assert_near(out, expected(x, layer, residual))
@@ -145,10 +145,12 @@ def test_counters_serve_one_launch_after_another(run: Runner) -> None:
     torch.manual_seed(0)
     x, layer, _ = made(case)
     config = Config(blocks={"BLOCK_N": 4, "BLOCK_K": 32, "DEPTH": 1, "SPLIT": 2})
-    size = scratch_size(layer, config)
-    scratch = Scratch(partial=torch.zeros(size.partial), counters=torch.zeros(size.counters, dtype=torch.int32))
+    scratch = scratch_of(scratch_size(layer, config))
     first, second = torch.zeros(1, case.n, dtype=FP16), torch.zeros(1, case.n, dtype=FP16)
-    run(linear(x, layer, config, out=first, scratch=scratch) + linear(x, layer, config, out=second, scratch=scratch))
+    run(
+        linear(x, layer, config, out=first, scratch=scratch)
+        + linear(x, layer, config, out=second, scratch=scratch)
+    )
     assert first.any()
     assert torch.equal(first, second)
 

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,21 +16,24 @@ from builders.kernels.aot import KernelTooLarge, compile_source, find
 from builders.kernels.call import Call, Source
 
 
-def pool(*, interpreted: bool) -> ProcessPoolExecutor:
-    """One process that interprets kernels, or compiles them."""
-    return ProcessPoolExecutor(1, get_context("spawn"), initializer=_start, initargs=(interpreted,))
+def pool(*, interpreted: bool, cache: Path | None = None) -> ProcessPoolExecutor:
+    """One process that interprets kernels, or compiles them, and finds none compiled before."""
+    return ProcessPoolExecutor(1, get_context("spawn"), initializer=_start, initargs=(interpreted, cache))
 
 
-def _start(interpreted: bool) -> None:
+def _start(interpreted: bool, cache: Path | None) -> None:
     torch.set_num_threads(1)
+    if cache:
+        os.environ["TRITON_CACHE_DIR"] = str(cache)
     if interpreted:
         os.environ["TRITON_INTERPRET"] = "1"
         _mend_interpreter()
 
 
 def _mend_interpreter() -> None:
-    """Triton 3.6 to 3.7 interpret with NumPy, which has no bfloat16: they cut where a device rounds, and multiply
-    matrices of bits. And NumPy 2.4 refuses the way in which they take a loop's bound out of an array."""
+    """Triton interprets with NumPy, which has no bfloat16: it cuts where a device rounds, and multiplies
+    matrices of bits. And NumPy 2.4 refuses the way in which it takes a loop's bound out of an array.
+    """
     from triton.runtime import interpreter
 
     patch, dot = interpreter._patch_lang_tensor, interpreter.InterpreterBuilder.create_dot
@@ -94,4 +98,8 @@ def compiles(source: Source, capability: int) -> str:
         built = compile_source(source, capability)
     except KernelTooLarge:
         return "too large"
-    return "" if built.code[:4] == b"\x7fELF" and not built.scratch_bytes else "not what a launch can use"
+    if built.code[:4] != b"\x7fELF" or built.name.encode() not in built.code:
+        return "not machine code with this name"
+    if b"_kernel.py" in built.code:
+        return "names a file of this machine"
+    return "needs memory that launches do not give" if built.scratch_bytes else ""

@@ -1,0 +1,140 @@
+"""Attention over the paged cache, interpreted, beside the operator of builders/ops.py."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor
+
+from builders.kernels.attention import (
+    TILED_CONFIGS,
+    Attention,
+    Chunk,
+    decode,
+    decode_configs,
+    decode_scratch,
+    max_tiles,
+    tile_table,
+    tiled,
+)
+from builders.kernels.call import Config, Runner
+from tests.builders.kernels.scratch import scratch_of
+from tests.builders.kernels.steps import attended, chunks_of, paged
+
+BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """Heads, and how the work is cut."""
+
+    heads: int
+    kv_heads: int
+    dim: int
+    splits: int = 1
+    joined: bool = True
+    block_s: int = 16
+    window: int = 0
+    sloped: bool = False
+    dtype: torch.dtype = BF16
+    cached: torch.dtype | None = None
+
+    def attention(self) -> Attention:
+        slopes = torch.rand(self.heads) if self.sloped else None
+        return Attention(heads=self.heads, scale=self.dim**-0.5, window=self.window, slopes=slopes)
+
+
+DECODE = {
+    "GQA": Case(heads=8, kv_heads=2, dim=64),
+    "MHA, ALiBi, not joined": Case(
+        heads=2, kv_heads=2, dim=96, splits=2, joined=False, sloped=True, dtype=FP16
+    ),
+    "MQA, window": Case(heads=5, kv_heads=1, dim=80, splits=4, window=24),
+    "more splits than tiles": Case(heads=4, kv_heads=2, dim=128, splits=16, dtype=FP32),
+    "window of one tile, not joined": Case(
+        heads=4, kv_heads=2, dim=128, splits=4, joined=False, window=5, dtype=FP32
+    ),
+    "8 bits": Case(heads=4, kv_heads=2, dim=64, splits=2, block_s=32, cached=torch.float8_e4m3fn),
+}
+
+
+@pytest.mark.parametrize("case", DECODE.values(), ids=DECODE)
+def test_decode(case: Case, run: Runner, assert_near: Callable[[Tensor, Tensor], None]) -> None:
+    torch.manual_seed(0)
+    chunks = chunks_of((0, 1), (70, 1), (14, 3), (31, 1))
+    cache = paged(
+        chunks, case.kv_heads, case.dim, case.cached or case.dtype, padding=2, scaled=case.cached is not None
+    )
+    q, computed = packed_q(cache.positions.shape[0], case), case.attention()
+    blocks = {"BLOCK_S": case.block_s, "SPLITS": case.splits, "JOINED": int(case.joined), "DEPTH": 1}
+    config = Config(blocks=blocks)
+    out = torch.full(q.shape, float("nan"), dtype=case.dtype)
+    scratch = scratch_of(decode_scratch(q.shape[0], case.heads, case.kv_heads, case.dim, config))
+    run(decode(q, computed, cache, config, out=out, scratch=scratch))
+    assert_near(out, attended(q, cache, computed))
+    assert not scratch.counters.any()
+
+
+TILED = {
+    "GQA": Case(heads=4, kv_heads=2, dim=64),
+    "MHA, ALiBi": Case(heads=2, kv_heads=2, dim=80, block_s=32, sloped=True, dtype=FP16),
+    "MQA, window": Case(heads=3, kv_heads=1, dim=128, window=12, dtype=FP32),
+    "8 bits": Case(heads=2, kv_heads=1, dim=96, block_s=32, cached=torch.float8_e4m3fn),
+}
+
+
+@pytest.mark.parametrize("case", TILED.values(), ids=TILED)
+def test_tiled(case: Case, run: Runner, assert_near: Callable[[Tensor, Tensor], None]) -> None:
+    torch.manual_seed(0)
+    chunks = chunks_of((0, 17), (37, 20), (50, 1))
+    cache = paged(
+        chunks, case.kv_heads, case.dim, case.cached or case.dtype, padding=1, scaled=case.cached is not None
+    )
+    q, computed = packed_q(cache.positions.shape[0], case), case.attention()
+    table = tile_table(chunks, 16)
+    empty = [(0, 0, 0)] * (max_tiles(q.shape[0], len(chunks), 16) - len(table))
+    tiles = torch.tensor(table + empty, dtype=torch.int32)
+    out = torch.full(q.shape, 7.0, dtype=case.dtype)
+    config = Config(blocks={"BLOCK_M": 16, "BLOCK_S": case.block_s, "DEPTH": 1})
+    run(tiled(q, computed, cache, tiles, config, out=out))
+    assert_near(out[:-1], attended(q, cache, computed)[:-1])
+    assert out[-1].eq(7).all()
+
+
+def packed_q(tokens: int, case: Case) -> Tensor:
+    """q [T, heads, D] as part of packed q, k and v."""
+    qkv = torch.randn(tokens, (case.heads + 2 * case.kv_heads) * case.dim).to(case.dtype)
+    return qkv[:, : case.heads * case.dim].unflatten(1, (case.heads, case.dim))
+
+
+def test_tiles_cover_every_token_once() -> None:
+    chunks = [
+        Chunk(sequence=3, first=0, tokens=70, position=0),
+        Chunk(sequence=1, first=70, tokens=1, position=900),
+        Chunk(sequence=0, first=71, tokens=64, position=100),
+    ]
+    tiles = tile_table(chunks, 32)
+    rows = sorted((first + i, sequence) for sequence, first, count in tiles for i in range(count))
+    assert rows == [(chunk.first + i, chunk.sequence) for chunk in chunks for i in range(chunk.tokens)]
+    assert all(0 < count <= 32 for _, _, count in tiles)
+    assert tiles[0] == (1, 70, 1)
+    assert len(tiles) <= max_tiles(135, 3, 32)
+
+
+def test_tables_of_every_step_fit() -> None:
+    worst = [Chunk(sequence=i, first=9 * i, tokens=9, position=0) for i in range(5)]
+    assert len(tile_table(worst, 8)) == max_tiles(45, 5, 8) == 10
+
+
+@pytest.mark.parametrize("tokens", [1, 16, 256])
+def test_decode_candidates(tokens: int) -> None:
+    configs = decode_configs(tokens, 8, 4096)
+    assert {1} < {config.blocks["SPLITS"] for config in configs} if tokens <= 128 else configs
+    assert all(config.blocks["SPLITS"] * tokens * 8 <= max(2048, tokens * 8) for config in configs)
+
+
+def test_tiled_candidates_are_for_matrix_units() -> None:
+    assert all(config.blocks["BLOCK_M"] >= 16 for config in TILED_CONFIGS)

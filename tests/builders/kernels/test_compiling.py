@@ -1,0 +1,126 @@
+"""Kernels compiled for real, for GPUs that are not here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from builders.kernels.attention import (
+    TILED_CONFIGS,
+    Attention,
+    decode,
+    decode_configs,
+    tiled,
+)
+from builders.kernels.cache import WRITE_CONFIGS, Paged, rotate_and_write
+from builders.kernels.call import Call, Config, Source
+from builders.kernels.linear import Linear, Scratch, linear, linear_configs
+from builders.kernels.norm import ACTIVATION_CONFIGS, NORM_CONFIGS, Norm, activation, norm
+from tests.builders.kernels.workers import compiles, pool
+
+CAPABILITIES = (80, 90, 120)
+
+
+def empty(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+RMS = Norm(kind="rmsnorm", eps=1e-5, weight=empty(4096))
+LAYER = Norm(kind="layernorm1p", eps=1e-5, weight=empty(4096), bias=empty(4096))
+UP = Linear(weight=empty(28672, 4096), norm=RMS, activation="silu", gated=True)
+FC = Linear(weight=empty(16384, 4096), bias=empty(16384), norm=LAYER, activation="gelu")
+DOWN = Linear(weight=empty(4096, 14336))
+SCRATCH = Scratch(partial=empty(1 << 20, dtype=torch.float32), counters=empty(1 << 10, dtype=torch.int32))
+CACHE = Paged(
+    k=empty(100, 32, 8, 128),
+    v=empty(100, 32, 8, 128),
+    block_table=empty(16, 64, dtype=torch.int64),
+    positions=empty(16, dtype=torch.int64),
+    sequences=empty(16, dtype=torch.int64),
+)
+NARROW = replace(
+    CACHE,
+    k=empty(100, 32, 8, 96, dtype=torch.float8_e4m3fn),
+    v=empty(100, 32, 8, 96, dtype=torch.float8_e4m3fn),
+    k_scale=empty(1, dtype=torch.float32),
+    v_scale=empty(1, dtype=torch.float32),
+)
+ANGLES = (empty(16, 64, dtype=torch.float32), empty(16, 64, dtype=torch.float32))
+
+
+def linear_calls(rows: int, layer: Linear, config: Config) -> list[Call]:
+    y = empty(rows, layer.width)
+    return linear(empty(rows, layer.weight.shape[1]), layer, config, out=y, residual=y, scratch=SCRATCH)
+
+
+def calls() -> Iterator[Call]:
+    """At least one candidate of every kernel."""
+    for rows, layer in ((1, UP), (1, FC), (1, DOWN), (2, UP), (16, FC), (64, DOWN)):
+        configs = linear_configs(rows, layer)
+        yield from linear_calls(rows, layer, configs[0])
+        if rows == 1 or not layer.gated:
+            split = next(config for config in configs if config.blocks["SPLIT"] > 1)
+            yield from linear_calls(rows, layer, split)
+    q, out = empty(16, 32 * 128 + 2 * 8 * 128), empty(16, 32, 128)
+    plain = Attention(heads=32, scale=0.1)
+    sloped = Attention(heads=32, scale=0.1, window=100, slopes=empty(32, dtype=torch.float32))
+    for config in decode_configs(16, 8, 64)[:9:2]:
+        yield from decode(q, plain, CACHE, config, out=out, scratch=SCRATCH)
+    tiles = empty(4, 3, dtype=torch.int32)
+    yield from tiled(q, sloped, CACHE, tiles, TILED_CONFIGS[-1], out=out)
+    yield from tiled(q, plain, CACHE, tiles, TILED_CONFIGS[-1], out=out)
+    yield from rotate_and_write(q, ANGLES, CACHE, WRITE_CONFIGS[0], out=out, clip=8.0)
+    x = empty(16, 4096)
+    yield from norm(x, LAYER, NORM_CONFIGS[0], out=x, add=x, total=x)
+    yield from activation(empty(16, 28672), "gelu_tanh", True, ACTIVATION_CONFIGS[0], out=empty(16, 14336))
+
+
+CALLS = list(calls())
+
+
+@pytest.fixture(scope="module")
+def compiler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Source, int], str]]:
+    with pool(interpreted=False, cache=tmp_path_factory.mktemp("compiled")) as workers:
+        yield lambda source, capability: workers.submit(compiles, source, capability).result()
+
+
+def name_of(call: Call) -> str:
+    return " ".join([call.kernel, *(f"{name}={size}" for name, size in call.config.blocks.items())])
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize("call", CALLS, ids=name_of)
+def test_compiles(call: Call, capability: int, compiler: Callable[[Source, int], str]) -> None:
+    assert compiler(call.source, capability) == ""
+
+
+def test_eight_bit_caches(compiler: Callable[[Source, int], str]) -> None:
+    q, out = empty(16, 4608), empty(16, 32, 96)
+    for call in (
+        *rotate_and_write(q, None, NARROW, WRITE_CONFIGS[0], out=out),
+        *decode(q, Attention(heads=32, scale=0.1), NARROW, decode_configs(16, 8, 64)[0], out=out),
+    ):
+        assert compiler(call.source, 90) == ""
+
+
+def test_overlap_is_for_hopper_and_later(compiler: Callable[[Source, int], str]) -> None:
+    for rows in (1, 2):
+        (call,) = linear_calls(rows, UP, linear_configs(rows, UP, overlap=True)[0])
+        assert compiler(call.source, 90) == ""
+        with pytest.raises(ValueError, match="overlap on compute capability 80: needs 90 or later"):
+            compiler(call.source, 80)
+
+
+def test_what_does_not_fit_is_told_apart(compiler: Callable[[Source, int], str]) -> None:
+    (call,) = linear_calls(64, UP, linear_configs(64, UP)[-1])
+    assert compiler(call.source, 120) == "too large"
+
+
+@pytest.mark.parametrize("call", CALLS[:2], ids=name_of)
+def test_sources_survive_a_manifest(call: Call) -> None:
+    assert Source.from_json(json.loads(json.dumps(call.source.to_json()))) == call.source
