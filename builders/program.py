@@ -136,15 +136,16 @@ def run(program: Program, operators: Operators, bound: Mapping[str, Any]) -> lis
     """Execute instruction by instruction; `bound` holds inputs, weights and constants by value name."""
     values = dict(bound)
     for step in program.instructions:
-        args = [_decoded(arg, values) for arg in step.args]
-        kwargs = {name: _decoded(arg, values) for name, arg in step.kwargs.items()}
+        args = [decoded(arg, values) for arg in step.args]
+        kwargs = {name: decoded(arg, values) for name, arg in step.kwargs.items()}
         values[step.out] = operators[step.op](*args, **kwargs)
     return [values[name] for name in program.outputs]
 
 
-def _decoded(arg: Any, values: Mapping[str, Any]) -> Any:
+def decoded(arg: Any, values: Mapping[str, Any]) -> Any:
+    """An argument with the values that it refers to."""
     if isinstance(arg, list):
-        return [_decoded(item, values) for item in arg]
+        return [decoded(item, values) for item in arg]
     if isinstance(arg, dict):
         return values[arg["value"]] if "value" in arg else getattr(torch, arg["dtype"])
     return arg

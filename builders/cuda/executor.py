@@ -1,0 +1,105 @@
+"""A fused program on a device: launches where there are kernels, PyTorch's operators elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from builders.cuda.example import ANY
+from builders.cuda.launch import KERNELS, Launch
+from builders.cuda.site import Site, sites_of
+from builders.fuse.reference import fused_operators
+from builders.kernels.call import Config, Runner
+from builders.live import last_uses
+from builders.program import Operators, Program, decoded, plain_operators
+
+
+@dataclass
+class Context:
+    """What all executors of a rank share; the engine sets it before every step."""
+
+    runner: Runner
+    launch: Launch
+
+
+Choices = Mapping[str, Config]
+"""The configuration that was chosen, by `Site.key`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """One instruction, made ready."""
+
+    op: str
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    out: str
+    configs: Mapping[int, Config]
+    """By the largest number of rows that each serves; empty for PyTorch's own operators."""
+    ends: tuple[str, ...]
+    """Values that nothing reads afterwards."""
+
+
+class Executor:
+    """Runs one program; `bound` in its call holds inputs, weights and constants by name."""
+
+    def __init__(self, program: Program, choices: Choices, context: Context) -> None:
+        self._outputs, self._context = program.outputs, context
+        self._operators: Operators = {**plain_operators(), **fused_operators()}
+        self._steps = prepared(program, choices)
+
+    def __call__(self, bound: Mapping[str, Any]) -> list[Tensor]:
+        values = dict(bound)
+        for step in self._steps:
+            args = [decoded(arg, values) for arg in step.args]
+            config = self._config(step, args)
+            if config is None:
+                kwargs = {name: decoded(arg, values) for name, arg in step.kwargs.items()}
+                values[step.out] = self._operators[step.op](*args, **kwargs)
+            else:
+                values[step.out] = self._launched(step.op, config, args)
+            for name in step.ends:
+                del values[name]
+        return [values[name] for name in self._outputs]
+
+    def _config(self, step: Prepared, args: Sequence[Any]) -> Config | None:
+        """The kernel for this many rows; None where there is none and PyTorch has to do it."""
+        if not step.configs:
+            return None
+        if self._context.launch.tiles is not None and step.op == "fused.attend":
+            return step.configs.get(ANY)
+        rows = args[0].shape[0]
+        fitting = [size for size in step.configs if size >= rows]
+        return step.configs[min(fitting)] if fitting else step.configs.get(ANY)
+
+    def _launched(self, op: str, config: Config, args: Sequence[Any]) -> Tensor:
+        kernel = KERNELS[op]
+        out = kernel.output(args)
+        self._context.runner(kernel.calls(config, args, out, self._context.launch))
+        return out
+
+
+def prepared(program: Program, choices: Choices) -> list[Prepared]:
+    """A program's instructions with the kernels that were chosen for them."""
+    sites = sites_of(program, KERNELS)
+    keep = {*program.outputs, *program.inputs, *program.weights, *program.constants}
+    return [
+        Prepared(
+            op=step.op,
+            args=step.args,
+            kwargs=step.kwargs,
+            out=step.out,
+            configs=_configs(sites[step.out], choices) if step.out in sites else {},
+            ends=tuple(name for name in ends if name not in keep),
+        )
+        for step, ends in zip(program.instructions, last_uses(program), strict=True)
+    ]
+
+
+def _configs(site: Site, choices: Choices) -> dict[int, Config]:
+    sizes = (ANY, *(1 << power for power in range(20)))
+    keys = {size: site.key(size) for size in sizes}
+    return {size: choices[key] for size, key in keys.items() if key in choices}

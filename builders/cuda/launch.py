@@ -1,0 +1,182 @@
+"""Fused operators as kernel launches: candidates, outputs, and calls for the one that was chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from builders.cuda.example import ANY, Load, example
+from builders.cuda.site import Site
+from builders.kernels.attention import (
+    TILED_CONFIGS,
+    Attention,
+    decode,
+    decode_configs,
+    decode_scratch,
+    tiled,
+)
+from builders.kernels.cache import WRITE_CONFIGS, Paged, rotate_and_write
+from builders.kernels.call import Call, Config
+from builders.kernels.linear import (
+    MAX_ROWS,
+    Linear,
+    Scratch,
+    ScratchSize,
+    linear,
+    linear_configs,
+    scratch_size,
+)
+from builders.kernels.norm import Norm
+from builders.limits import Limits
+from builders.spec import NormKind
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launch:
+    """What a step gives every launch beside the operator's arguments."""
+
+    scratch: Scratch | None = None
+    tiles: Callable[[int], Tensor] | None = None
+    """For steps with prompts: how attention is cut, [n, 3] for tiles of so many rows."""
+
+
+class Kernel(Protocol):
+    """One operator's kernels."""
+
+    def buckets(self, limits: Limits) -> Sequence[int]:
+        """The numbers of rows that are chosen for by themselves."""
+
+    def configs(self, site: Site, rows: int, limits: Limits, *, overlap: bool) -> Sequence[Config]:
+        """The candidates, the likeliest first."""
+
+    def output(self, args: Sequence[Any]) -> Tensor:
+        """Room for the result."""
+
+    def calls(self, config: Config, args: Sequence[Any], out: Tensor, launch: Launch) -> list[Call]:
+        """What to launch."""
+
+    def scratch(self, config: Config, args: Sequence[Any]) -> ScratchSize:
+        """What `calls` needs of the scratch."""
+
+
+def batch_buckets(most: int) -> list[int]:
+    """Batches that are chosen for: powers of two, up to the first that holds the largest."""
+    return [1 << power for power in range((most - 1).bit_length() + 1)]
+
+
+class LinearKernel:
+    """fused.linear for few rows; more of them are cuBLAS's."""
+
+    def buckets(self, limits: Limits) -> Sequence[int]:
+        return [size for size in batch_buckets(MAX_ROWS) if size <= max(16, limits.max_batch_size)]
+
+    def configs(self, site: Site, rows: int, limits: Limits, *, overlap: bool) -> Sequence[Config]:
+        layer = _layer(example(site, Load.of(rows, limits), "meta"))
+        # Of narrow layers, one row fills no kernel of its own.
+        return linear_configs(rows, layer, overlap=overlap) or linear_configs(2, layer, overlap=overlap)
+
+    def output(self, args: Sequence[Any]) -> Tensor:
+        x: Tensor = args[0]
+        return x.new_empty(x.shape[0], _layer(args).width)
+
+    def calls(self, config: Config, args: Sequence[Any], out: Tensor, launch: Launch) -> list[Call]:
+        return linear(args[0], _layer(args), config, out=out, residual=args[3], scratch=launch.scratch)
+
+    def scratch(self, config: Config, args: Sequence[Any]) -> ScratchSize:
+        return scratch_size(_layer(args), config)
+
+
+_NORMS: Mapping[str, NormKind] = {"rms": "rmsnorm", "layer": "layernorm", "layer1p": "layernorm1p"}
+
+
+def _layer(args: Sequence[Any]) -> Linear:
+    _, weight, bias, _, norm_weight, norm_bias, norm, eps, activation, gated = args
+    before = None
+    if norm != "none":
+        before = Norm(kind=_NORMS[norm], eps=eps, weight=norm_weight, bias=norm_bias)
+    named = None if activation == "none" else activation
+    return Linear(weight=weight, bias=bias, norm=before, activation=named, gated=gated)
+
+
+class WriteKernel:
+    """fused.rotate_and_write; its work grows with the rows, its kernel does not change."""
+
+    def buckets(self, limits: Limits) -> Sequence[int]:
+        return [ANY]
+
+    def configs(self, site: Site, rows: int, limits: Limits, *, overlap: bool) -> Sequence[Config]:
+        return [
+            Config(blocks=config.blocks, warps=config.warps, stages=config.stages, overlap=overlap)
+            for config in WRITE_CONFIGS
+        ]
+
+    def output(self, args: Sequence[Any]) -> Tensor:
+        qkv, k_cache, heads = args[0], args[3], args[10]
+        return qkv.new_empty(qkv.shape[0], heads, k_cache.shape[3])
+
+    def calls(self, config: Config, args: Sequence[Any], out: Tensor, launch: Launch) -> list[Call]:
+        qkv, cos, sin, k, v, positions, sequences, table, k_scale, v_scale, _heads, clip = args
+        paged = Paged(
+            k=k,
+            v=v,
+            block_table=table,
+            positions=positions,
+            sequences=sequences,
+            k_scale=k_scale,
+            v_scale=v_scale,
+        )
+        angles = None if cos is None else (cos, sin)
+        return rotate_and_write(qkv, angles, paged, config, out=out, clip=clip)
+
+    def scratch(self, config: Config, args: Sequence[Any]) -> ScratchSize:
+        return ScratchSize()
+
+
+class AttendKernel:
+    """fused.attend: token by token for a batch, in tiles for prompts."""
+
+    def buckets(self, limits: Limits) -> Sequence[int]:
+        return [ANY, *batch_buckets(limits.max_batch_size)]
+
+    def configs(self, site: Site, rows: int, limits: Limits, *, overlap: bool) -> Sequence[Config]:
+        if rows == ANY:
+            return TILED_CONFIGS
+        kv_heads = int(site.args[1].shape[2])
+        return decode_configs(rows, kv_heads, limits.max_seq_len, overlap=overlap)
+
+    def output(self, args: Sequence[Any]) -> Tensor:
+        return torch.empty_like(args[0])
+
+    def calls(self, config: Config, args: Sequence[Any], out: Tensor, launch: Launch) -> list[Call]:
+        q, k, v, positions, sequences, _lengths, table, slopes, k_scale, v_scale, scale, window = args
+        paged = Paged(
+            k=k,
+            v=v,
+            block_table=table,
+            positions=positions,
+            sequences=sequences,
+            k_scale=k_scale,
+            v_scale=v_scale,
+        )
+        attention = Attention(heads=q.shape[1], scale=scale, window=window, slopes=slopes)
+        if launch.tiles is not None:
+            tiles = launch.tiles(config.blocks["BLOCK_M"])
+            return tiled(q, attention, paged, tiles, config, out=out)
+        return decode(q, attention, paged, config, out=out, scratch=launch.scratch)
+
+    def scratch(self, config: Config, args: Sequence[Any]) -> ScratchSize:
+        if "SPLITS" not in config.blocks:
+            return ScratchSize()
+        tokens, heads, dim = args[0].shape
+        return decode_scratch(tokens, heads, args[1].shape[2], dim, config)
+
+
+KERNELS: Mapping[str, Kernel] = {
+    "fused.linear": LinearKernel(),
+    "fused.rotate_and_write": WriteKernel(),
+    "fused.attend": AttendKernel(),
+}
