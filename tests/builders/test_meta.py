@@ -96,6 +96,33 @@ def test_tensor_of_one_shard_alone(tmp_path: Path) -> None:
         open_folder(folder)
 
 
+def test_last_shard_is_missed(tmp_path: Path) -> None:
+    folder = write_meta(tiny(vocab_size=104), tmp_path / "model", shards=2, split_vocab=True)
+    (folder / "consolidated.01.pth").unlink()
+    with pytest.raises(SourceError, match="or files are missing"):
+        convert_opened(open_folder(folder), Mapping(), tmp_path / "out")
+
+
+@pytest.mark.parametrize("rows", [60, 68])
+def test_shards_of_two_checkpoints(rows: int, tmp_path: Path) -> None:
+    folder = write_meta(tiny(vocab_size=104), tmp_path / "model", shards=2, split_vocab=True)
+    content = torch.load(folder / "consolidated.01.pth", weights_only=True)
+    content["layers.1.feed_forward.w1.weight"] = torch.zeros(rows, 48)
+    torch.save(content, folder / "consolidated.01.pth")
+    with pytest.raises(SourceError, match=r"w1.weight of shape .* not of one checkpoint"):
+        convert_opened(open_folder(folder), Mapping(), tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("ffn_dim_multiplier", 1e308), ("ffn_dim_multiplier", 0), ("n_heads", 5), ("n_layers", 0)],
+)
+def test_parameter_out_of_range_is_named(field: str, value: float, tmp_path: Path) -> None:
+    folder = write_meta(tiny(), tmp_path / "model", shards=1, split_vocab=True, **{field: value})
+    with pytest.raises(ConfigError, match=rf"config field {field}="):
+        open_folder(folder)
+
+
 def test_other_width_is_another_model(tmp_path: Path) -> None:
     folder = write_meta(tiny(), tmp_path / "model", shards=1, split_vocab=True, multiple_of=256)
     with pytest.raises(SourceError, match="the configuration is another model's"):
