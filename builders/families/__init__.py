@@ -95,4 +95,6 @@ def _refuse_empty_sizes(values: Mapping[str, Any], harmless: Collection[str]) ->
 
 
 def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    """What the class says; it repeats values of any length."""
+    words = " ".join(str(error).split()) or type(error).__name__
+    return words if len(words) <= 250 else f"{words[:250]}..."
