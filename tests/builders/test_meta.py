@@ -74,6 +74,29 @@ def test_scaling_of_published_models(layers: int, factor: float, tmp_path: Path)
     assert (spec.intermediate_size, spec.max_positions) == (8192, 131072)
 
 
+SIZES_7B = {"dim": 4096, "multiple_of": 256, "n_heads": 32, "n_layers": 32, "vocab_size": 32000}
+
+
+@pytest.mark.parametrize(
+    ("params", "positions"),
+    [
+        ({"norm_eps": 1e-6}, 2048),
+        ({"norm_eps": 1e-5}, 4096),
+        ({}, 4096),
+        ({"norm_eps": 1e-6, "max_seq_len": 4096}, 4096),
+        ({"norm_eps": 1e-5, "max_seq_len": 2048}, 2048),
+        ({"norm_eps": 1e-5, "rope_theta": 1000000}, 16384),
+        ({"norm_eps": 1e-5, "rope_theta": 500000.0}, 8192),
+    ],
+    ids=["LLaMA 1", "LLaMA 2", "unsaid", "says 4096", "says 2048", "CodeLlama", "LLaMA 3"],
+)
+def test_longest_text(params: dict[str, Any], positions: int, tmp_path: Path) -> None:
+    """Published folders do not write it down; max_seq_len is the way to say it."""
+    (tmp_path / "params.json").write_text(json.dumps({**SIZES_7B, **params}))
+    spec = open_folder(tmp_path, config_only=True).spec
+    assert (spec.max_positions, spec.intermediate_size) == (positions, 11008)
+
+
 def test_tokenizer_travels(tmp_path: Path) -> None:
     folder = write_meta(tiny(), tmp_path / "model", shards=1, split_vocab=True)
     (folder / "tokenizer.model").write_bytes(b"pieces")
