@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from builders.errors import SourceError
@@ -18,13 +18,13 @@ _SCALED_BY_32_LAYERS = (16, 28)
 """LLaMA 3.2's 1B and 3B scale their frequencies by 32, every other scaled model by 8."""
 
 
-def open_folder(folder: Path, *, config_only: bool = False) -> Opened:
+def open_folder(folder: Path, *, ignored: Collection[str] = (), config_only: bool = False) -> Opened:
     """Understand a folder; its weights decide what params.json leaves out."""
     fields = Fields(read_json(folder / "params.json"))
     shards = [] if config_only and fields.written("vocab_size") not in (None, -1) else _shards(folder)
     index = _index(shards)
     spec = _spec(fields, _vocab_size(fields, folder, index))
-    fields.check_all_read(frozenset())
+    fields.check_all_read(ignored)
     tokenizer = folder / "tokenizer.model"
     return Opened(
         family=FAMILY,

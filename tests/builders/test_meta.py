@@ -146,6 +146,13 @@ def test_parameter_out_of_range_is_named(field: str, value: float, tmp_path: Pat
         open_folder(folder)
 
 
+def test_ignored_parameter(tmp_path: Path) -> None:
+    folder = write_meta(tiny(), tmp_path / "model", shards=1, split_vocab=True, wheels=4)
+    with pytest.raises(ConfigError, match="add --ignore_config_field wheels"):
+        open_source(folder, scratch=tmp_path)
+    assert open_source(folder, scratch=tmp_path, ignored=["wheels"]).spec.num_layers == 3
+
+
 def test_other_width_is_another_model(tmp_path: Path) -> None:
     folder = write_meta(tiny(), tmp_path / "model", shards=1, split_vocab=True, multiple_of=256)
     with pytest.raises(SourceError, match="the configuration is another model's"):
