@@ -143,7 +143,12 @@ def _dtype(opened: Opened, options: ConvertOptions) -> DtypeName:
         return options.dtype
     if options.load_format == "random":
         return cast(DtypeName, opened.dtype or "float16")
-    (first, *_) = (parts[0] for parts in opened.index.values() if parts[0].dtype.is_floating_point)
+    first = next((parts[0] for parts in opened.index.values() if parts[0].dtype.is_floating_point), None)
+    if first is None:
+        raise SourceError(
+            f"{options.model_dir}: none of its {len(opened.index)} tensors is floating point; "
+            "fetch the original weights again"
+        )
     name = str(first.dtype).removeprefix("torch.")
     if name not in get_args(DtypeName):
         raise SourceError(

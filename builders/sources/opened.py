@@ -53,7 +53,7 @@ def _open(path: Path, scratch: Path, ignored: Collection[str], config_only: bool
             raise SourceError(f"{path}: a configuration alone has no weights; add --load_format random")
         return hf.open_config(path, ignored=ignored)
     if (path / "params.json").is_file() and not (path / "config.json").is_file():
-        return meta.open_folder(path, config_only=config_only)
+        return meta.open_folder(path, ignored=ignored, config_only=config_only)
     if not path.is_dir():
         raise SourceError(f"{path}: no such folder or file")
     return hf.open_folder(path, ignored=ignored, config_only=config_only)

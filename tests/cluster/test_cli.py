@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import cluster.inspect
 from builders.errors import ArtifactError, WorkerError
@@ -74,6 +75,21 @@ def test_inspect_for_people(tmp_path: Path) -> None:
 )
 def test_mistakes_are_one_line(args: list[str], words: str) -> None:
     assert words in one_line_error(rankforge(*args))
+
+
+@pytest.mark.parametrize(
+    ("content", "count"),
+    [({}, 0), ({"lm_head.weight": torch.zeros(4, 4, dtype=torch.int8), "epoch": torch.tensor(3)}, 2)],
+    ids=["empty", "integers"],
+)
+def test_weights_that_are_none(content: dict[str, torch.Tensor], count: int, tmp_path: Path) -> None:
+    """The dtype is left to them, and they have none to keep."""
+    model = save_llama(tmp_path / "model")
+    (model / "model.safetensors").unlink()
+    torch.save(content, model / "pytorch_model.bin")
+    result = rankforge("convert", "--model_dir", model, "--output_dir", tmp_path / "out", "--dtype", "auto")
+    assert f"none of its {count} tensors is floating point" in one_line_error(result)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["model"]
 
 
 def test_version_and_help() -> None:
