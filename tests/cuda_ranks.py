@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +23,7 @@ from builders.kernels.call import Config, Runner
 from builders.kernels.linear import ScratchSize
 from builders.limits import Limits
 from builders.mapping import Mapping, rank_shape
-from builders.ops import LayerCache
+from builders.ops import LayerCache, Step
 from builders.program import Program
 from builders.sources.hf import open_folder
 from tests.convert_tools import convert_opened
@@ -34,51 +33,72 @@ from tests.convert_tools import convert_opened
 class Pair:
     """The same rank twice."""
 
-    kernels: Engine
+    kernels: CudaEngine
     plain: Engine
 
 
-def kernel_pair(model: PreTrainedModel, folder: Path, limits: Limits, run: Runner) -> Pair:
-    """Both, with caches of their own."""
+@dataclass(frozen=True, kw_only=True)
+class On:
+    """Where the kernels run."""
+
+    run: Runner
+    device: str = "cpu"
+    dtype: torch.dtype = torch.float32
+
+
+def kernel_pair(model: PreTrainedModel, folder: Path, limits: Limits, on: On) -> Pair:
+    """Both, with caches of their own; the plain one computes in float32 with the weights of the other."""
     model.save_pretrained(folder / "model")
     out = convert_opened(open_folder(folder / "model"), Mapping(), folder / "out")
     manifest = read_manifest(out)
     spec, mapping = manifest.spec, manifest.mapping
-    tensors = rank_tensors(out, manifest, 0) | rank_constants(spec, mapping, 0)
-    graphs = export_rank(spec, mapping, 0, torch.float32, limits.tokens_per_block)
-    shape = rank_shape(spec, mapping, 0)
+    weights = {name: weight.to(on.dtype) for name, weight in rank_tensors(out, manifest, 0).items()}
+    constants, shape = rank_constants(spec, mapping, 0), rank_shape(spec, mapping, 0)
     blocks = limits.max_batch_size * (limits.max_seq_len // limits.tokens_per_block)
     size = (blocks + 1, limits.tokens_per_block, shape.num_kv_heads, spec.head_dim)
-    plain = TorchEngine(pieces(graphs, interpreted_piece), 0, tensors, new_caches(size, len(shape.layers)))
+    graphs = export_rank(spec, mapping, 0, torch.float32, limits.tokens_per_block)
+    wide = {name: weight.float() for name, weight in weights.items()} | constants
+    caches = new_caches(size, len(shape.layers), torch.float32, "cpu")
+    there = {name: tensor.to(on.device) for name, tensor in (weights | constants).items()}
     return Pair(
-        plain=plain,
-        kernels=with_kernels(graphs, tensors, new_caches(size, len(shape.layers)), limits, run),
+        plain=TorchEngine(pieces(graphs, interpreted_piece), 0, wide, caches),
+        kernels=with_kernels(
+            export_rank(spec, mapping, 0, on.dtype, limits.tokens_per_block),
+            there,
+            new_caches(size, len(shape.layers), on.dtype, on.device),
+            limits,
+            on,
+        ),
     )
 
 
 def with_kernels(
-    graphs: Graphs, tensors: dict[str, Tensor], caches: list[LayerCache], limits: Limits, run: Runner
+    graphs: Graphs, tensors: dict[str, Tensor], caches: list[LayerCache], limits: Limits, on: On
 ) -> CudaEngine:
     """Every site with the likeliest of its candidates."""
-    programs = [p for p in (graphs.embed, graphs.rotary, *graphs.blocks, graphs.head) if p is not None]
-    choices = first_choices([fused(program) for program in programs], limits)
-    scratch = new_scratch(ScratchSize(partial=1 << 16, counters=1 << 12), "cpu")
-    context = Context(runner=run, launch=Launch(scratch=scratch))
+    choices = first_choices(graphs, limits)
+    scratch = new_scratch(ScratchSize(partial=1 << 16, counters=1 << 12), on.device)
+    context = Context(runner=on.run, launch=Launch(scratch=scratch))
 
     def piece(program: Program) -> Piece:
         ready = fused(program)
         return Piece(program=ready, runner=Executor(ready, choices, context))
 
     inner = TorchEngine(pieces(graphs, piece), 0, tensors, caches)
-    ids = torch.zeros(limits.max_batch_size, dtype=torch.int64)
+    ids = torch.zeros(limits.max_batch_size, dtype=torch.int64, device=on.device)
     return CudaEngine(inner, context, limits, ids, trash=len(caches[0].k) - 1)
 
 
-def first_choices(programs: Iterable[Program], limits: Limits) -> Choices:
+def fused_programs(graphs: Graphs) -> list[Program]:
+    programs = (graphs.embed, graphs.rotary, *graphs.blocks, graphs.head)
+    return [fused(program) for program in programs if program is not None]
+
+
+def first_choices(graphs: Graphs, limits: Limits) -> Choices:
     """The likeliest candidate of every site, for every number of rows."""
     target = Target(capability=80, device=None)
     found: dict[str, Config] = {}
-    for program in programs:
+    for program in fused_programs(graphs):
         for site in sites_of(program, KERNELS).values():
             for rows in KERNELS[site.op].buckets(limits):
                 found[site.key(rows)] = candidates(site, rows, limits, target)[0]
@@ -101,5 +121,31 @@ def pieces(graphs: Graphs, piece: object) -> Pieces:
     )
 
 
-def new_caches(size: tuple[int, ...], layers: int) -> list[LayerCache]:
-    return [LayerCache(k=torch.zeros(size), v=torch.zeros(size)) for _ in range(layers)]
+def new_caches(size: tuple[int, ...], layers: int, dtype: torch.dtype, device: str) -> list[LayerCache]:
+    zeros = torch.zeros(size, dtype=dtype, device=device)
+    return [LayerCache(k=zeros.clone(), v=zeros.clone()) for _ in range(layers)]
+
+
+def prompts(lengths: list[int], limits: Limits) -> Step:
+    """Whole prompts of these lengths, the last token of each wanted; blocks of sequences interleave."""
+    total = torch.tensor(lengths)
+    batch, blocks = len(lengths), limits.max_seq_len // limits.tokens_per_block
+    return Step(
+        positions=torch.cat([torch.arange(length) for length in lengths]),
+        sequences=torch.arange(batch).repeat_interleave(total),
+        lengths=total,
+        block_table=torch.arange(batch * blocks).view(blocks, batch).t().contiguous(),
+        wanted=total.cumsum(0) - 1,
+    )
+
+
+def following(step: Step) -> Step:
+    """One more token of each."""
+    rows = torch.arange(len(step.lengths))
+    return Step(
+        positions=step.lengths.clone(),
+        sequences=rows,
+        lengths=step.lengths + 1,
+        block_table=step.block_table,
+        wanted=rows,
+    )

@@ -1,0 +1,80 @@
+"""Kernels on a GPU: every family of tiny models in half precision, launched and captured, against the CPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import PreTrainedConfig
+
+from builders.kernels.aot import compile_source
+from builders.kernels.call import Call
+from builders.kernels.driver import Compiled, Kernels
+from builders.limits import Limits
+from tests.cuda_ranks import On, following, kernel_pair, prompts
+from tests.oracle import bigcode, dbrx, gpt2, llama, mistral, mixtral, mpt, random_model, rope, starcoder2
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
+
+LIMITS = Limits(max_batch_size=5, max_input_len=64, max_seq_len=96, max_num_tokens=192, tokens_per_block=16)
+MODELS = [
+    llama(hidden_size=256, intermediate_size=512),
+    llama(hidden_size=320, num_attention_heads=5, num_key_value_heads=1, attention_bias=True, mlp_bias=True),
+    rope("linear"),
+    mistral(sliding_window=9),
+    gpt2(),
+    bigcode(),
+    starcoder2(),
+    mpt(),
+    mixtral(),
+    dbrx(),
+]
+
+
+class Compiling:
+    """Compiles what is launched for the first time."""
+
+    def __init__(self) -> None:
+        self._kernels: dict[object, Kernels] = {}
+
+    def __call__(self, calls: list[Call]) -> None:
+        major, minor = torch.cuda.get_device_capability()
+        for call in calls:
+            if call.source not in self._kernels:
+                compiled: Compiled = compile_source(call.source, 10 * major + minor)
+                self._kernels[call.source] = Kernels([compiled])
+            self._kernels[call.source].run([call])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("config", MODELS, ids=lambda config: config.model_type)
+def test_prompts_then_tokens(config: PreTrainedConfig, dtype: torch.dtype, tmp_path: Path) -> None:
+    on = On(run=Compiling(), device="cuda", dtype=dtype)
+    pair = kernel_pair(random_model(config), tmp_path, LIMITS, on)
+    step, ids = prompts([37, 1, 20, 5], LIMITS), torch.randint(0, 90, (63,))
+    tolerance = {torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 6e-2}[dtype]
+    for turn in range(4):
+        ours, plain = pair.kernels.forward(ids, step).cpu(), pair.plain.forward(ids, step)
+        limit = tolerance * plain.abs().max().item()
+        torch.testing.assert_close(ours, plain, rtol=0, atol=limit, msg=lambda m, t=turn: f"turn {t}: {m}")
+        ids, step = plain.argmax(-1), following(step)
+
+
+@pytest.mark.parametrize("config", [MODELS[0], gpt2(), mpt()], ids=lambda config: config.model_type)
+def test_graphs_give_what_launches_give(config: PreTrainedConfig, tmp_path: Path) -> None:
+    on = On(run=Compiling(), device="cuda", dtype=torch.bfloat16)
+    pair = kernel_pair(random_model(config), tmp_path, LIMITS, on)
+    step, ids = prompts([37, 1, 20], LIMITS), torch.randint(0, 90, (58,))
+    launched = pair.kernels.forward(ids, step).cpu()
+    ids, step = launched.argmax(-1), following(step)
+    launched = pair.kernels.forward(ids, step).cpu()
+    pair.kernels.prepare()
+    captured = pair.kernels.forward(ids, step).cpu()
+    torch.testing.assert_close(captured, launched, rtol=0, atol=2e-2 * launched.abs().max().item())
+    ids, step = launched.argmax(-1), following(step)
+    again = [pair.kernels.forward(ids, step).cpu() for _ in range(2)]
+    assert torch.equal(*again)
