@@ -2,56 +2,64 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from pathlib import Path
 
-from builders.build import UnitPlan, build_unit
+from actors.processes import Advance, tell, worker_processes
 from builders.errors import WorkerError
 from builders.store import Store
+from builders.units import UnitOfWork
 
-Built = Callable[[int], None]
-"""Hears of a unit that is in the store."""
+WHOLE = 100
+"""What a unit's progress adds up to, wherever it came from."""
 
 
-def build_units(plans: Sequence[UnitPlan], store: Path, *, workers: int, built: Built) -> None:
+def build_units(units: Sequence[UnitOfWork], store: Path, *, workers: int, advance: Advance) -> None:
     """See that every unit is in the store; those that are there already cost nothing."""
-    missing = [number for number, plan in enumerate(plans) if not _is_there(plans[number], store)]
-    for number in set(range(len(plans))) - set(missing):
-        built(number)
+    missing = [number for number, unit in enumerate(units) if Store(store).find(unit.recipe.key) is None]
+    for number in set(range(len(units))) - set(missing):
+        advance(number, WHOLE)
     if min(workers, len(missing)) <= 1:
         for number in missing:
-            build_one(plans[number], store)
-            built(number)
+            build_one(units[number], store, partial(advance, number))
         return
-    _in_processes(plans, missing, store, min(workers, len(missing)), built)
-
-
-def _is_there(plan: UnitPlan, store: Path) -> bool:
-    return Store(store).find(plan.recipe.key) is not None
-
-
-def build_one(plan: UnitPlan, store: Path) -> None:
-    """Build a unit unless another process has or does."""
-    Store(store).get_or_build(plan.recipe, lambda folder: build_unit(plan, folder))
-
-
-def _in_processes(
-    plans: Sequence[UnitPlan], missing: Sequence[int], store: Path, workers: int, built: Built
-) -> None:
-    """Fresh processes: a fork would copy this one's threads' locks."""
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        jobs = {number: pool.submit(build_one, plans[number], store) for number in missing}
+    with worker_processes(min(workers, len(missing)), advance, _as_it_is) as pool:
+        jobs = [pool.submit(_build_in_worker, units[number], number, store) for number in missing]
         try:
-            for number, job in jobs.items():
+            for job in jobs:
                 job.result()
-                built(number)
         except BrokenProcessPool as error:
-            pool.shutdown(cancel_futures=True)
             raise WorkerError(
                 "a build worker died (killed, or out of memory?); finished units are kept; "
                 "run again with fewer --workers"
             ) from error
+
+
+def build_one(unit: UnitOfWork, store: Path, advance: Callable[[int], None]) -> None:
+    """Build a unit unless another process has or does."""
+    shelf, steps = Store(store), Steps(advance)
+    shelf.get_or_build(unit.recipe, lambda folder: unit.build(folder, shelf, steps))
+    steps(1.0)
+
+
+class Steps:
+    """Turns how much is done into how much more, in hundredths; what goes back is not counted."""
+
+    def __init__(self, advance: Callable[[int], None]) -> None:
+        self._advance, self._done = advance, 0
+
+    def __call__(self, share: float) -> None:
+        done = int(share * WHOLE)
+        if done > self._done:
+            self._advance(done - self._done)
+            self._done = done
+
+
+def _as_it_is() -> None:
+    """A compiler decides by the threads that there are."""
+
+
+def _build_in_worker(unit: UnitOfWork, number: int, store: Path) -> None:
+    build_one(unit, store, partial(tell, number))

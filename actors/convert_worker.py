@@ -2,32 +2,27 @@
 
 from __future__ import annotations
 
-import multiprocessing
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from functools import partial
-from multiprocessing.queues import SimpleQueue
 from pathlib import Path
-from threading import Thread
 
 import torch
 
+from actors.processes import Advance, tell, worker_processes
 from builders.convert import ConvertPlan, convert_rank
 from builders.errors import WorkerError
 from builders.tensor_file import Written
 
-Advance = Callable[[int, int], None]
-"""Hears of a rank and the bytes it wrote."""
-
 
 def run_ranks(plan: ConvertPlan, folder: Path, *, workers: int, advance: Advance) -> list[Written]:
-    """Write every rank's file into the folder; the first error ends it and the other workers."""
+    """Write every rank's file into the folder; the first error ends it and the other workers.
+
+    `advance` hears of a rank and the bytes it wrote.
+    """
     ranks = range(plan.mapping.world_size)
     if min(workers, len(ranks)) == 1:
         return [convert_rank(plan, rank, folder, partial(advance, rank)) for rank in ranks]
-    with _progress(advance) as queue, _pool(min(workers, len(ranks)), queue) as pool:
+    with worker_processes(min(workers, len(ranks)), advance, _one_thread) as pool:
         jobs = [pool.submit(_convert_in_worker, plan, rank, folder) for rank in ranks]
         try:
             return [job.result() for job in jobs]
@@ -39,45 +34,9 @@ def run_ranks(plan: ConvertPlan, folder: Path, *, workers: int, advance: Advance
             ) from error
 
 
-@contextmanager
-def _pool(workers: int, queue: SimpleQueue[tuple[int, int] | None]) -> Iterator[ProcessPoolExecutor]:
-    """Fresh processes: a fork would copy this one's threads' locks."""
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(queue,))
-    try:
-        yield pool
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-@contextmanager
-def _progress(advance: Advance) -> Iterator[SimpleQueue[tuple[int, int] | None]]:
-    """A queue whose (rank, bytes) are passed on by a thread."""
-    queue: SimpleQueue[tuple[int, int] | None] = multiprocessing.get_context("spawn").SimpleQueue()
-
-    def listen() -> None:
-        while (news := queue.get()) is not None:
-            advance(*news)
-
-    thread = Thread(target=listen, name="convert-progress")
-    thread.start()
-    try:
-        yield queue
-    finally:
-        queue.put(None)
-        thread.join()
-
-
-class _Worker:
-    """What a worker process was started with."""
-
-    queue: SimpleQueue[tuple[int, int] | None]
-
-
-def _start(queue: SimpleQueue[tuple[int, int] | None]) -> None:
-    _Worker.queue = queue
+def _one_thread() -> None:
     torch.set_num_threads(1)  # the ranks are the parallelism
 
 
 def _convert_in_worker(plan: ConvertPlan, rank: int, folder: Path) -> Written:
-    return convert_rank(plan, rank, folder, lambda size: _Worker.queue.put((rank, size)))
+    return convert_rank(plan, rank, folder, partial(tell, rank))
