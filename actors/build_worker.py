@@ -4,45 +4,56 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from actors.processes import run_jobs
-from builders.build import UnitPlan, build_unit
+from actors.processes import Advance, run_jobs
 from builders.store import Store
+from builders.units import UnitOfWork
 
-Built = Callable[[int], None]
-"""Hears of a unit that is in the store."""
+WHOLE = 100
+"""What a unit's progress adds up to, wherever it came from."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _UnitJob:
-    plan: UnitPlan
+    unit: UnitOfWork
     store: Path
 
 
-def build_units(plans: Sequence[UnitPlan], store: Path, *, workers: int, built: Built) -> None:
+def build_units(units: Sequence[UnitOfWork], store: Path, *, workers: int, advance: Advance) -> None:
     """See that every unit is in the store; those that are there already cost nothing."""
-    missing = [number for number, plan in enumerate(plans) if not _is_there(plan, store)]
-    for number in set(range(len(plans))) - set(missing):
-        built(number)
+    missing = [number for number, unit in enumerate(units) if Store(store).find(unit.recipe.key) is None]
+    for number in set(range(len(units))) - set(missing):
+        advance(number, WHOLE)
     if min(workers, len(missing)) <= 1:
         for number in missing:
-            build_one(plans[number], store)
-            built(number)
+            build_one(units[number], store, partial(advance, number))
         return
-    jobs = [_UnitJob(plan=plans[number], store=store) for number in missing]
-    run_jobs(_build, jobs, workers=workers, advance=lambda job, _: built(missing[job]), name="unit")
+    jobs = [_UnitJob(unit=units[number], store=store) for number in missing]
+    passed_on = lambda job, amount: advance(missing[job], amount)  # noqa: E731
+    run_jobs(_build, jobs, workers=workers, advance=passed_on, name="unit")
 
 
-def _is_there(plan: UnitPlan, store: Path) -> bool:
-    return Store(store).find(plan.recipe.key) is not None
-
-
-def build_one(plan: UnitPlan, store: Path) -> None:
+def build_one(unit: UnitOfWork, store: Path, advance: Callable[[int], None]) -> None:
     """Build a unit unless another process has or does."""
-    Store(store).get_or_build(plan.recipe, lambda folder: build_unit(plan, folder))
+    shelf, steps = Store(store), Steps(advance)
+    shelf.get_or_build(unit.recipe, lambda folder: unit.build(folder, shelf, steps))
+    steps(1.0)
+
+
+class Steps:
+    """Turns how much is done into how much more, in hundredths; what goes back is not counted."""
+
+    def __init__(self, advance: Callable[[int], None]) -> None:
+        self._advance, self._done = advance, 0
+
+    def __call__(self, share: float) -> None:
+        done = int(share * WHOLE)
+        if done > self._done:
+            self._advance(done - self._done)
+            self._done = done
 
 
 def _build(job: _UnitJob, advance: Callable[[int], None]) -> None:
-    build_one(job.plan, job.store)
-    advance(1)
+    build_one(job.unit, job.store, advance)

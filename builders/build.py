@@ -13,12 +13,15 @@ import torch
 
 from builders.checkpoint import Manifest
 from builders.compiled import compile_program
-from builders.engine_folder import PACKAGE, PROGRAM, RankPrograms
+from builders.engine_folder import PACKAGE, PROGRAM
+from builders.engine_manifest import RankPrograms, TorchManifest, Unit
 from builders.export import Graphs, export_rank
 from builders.keys import Recipe
 from builders.limits import Limits
 from builders.mapping import rank_shape
 from builders.program import Program
+from builders.store import Store
+from builders.units import Heard
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,15 +33,42 @@ class UnitPlan:
     """Its content key, and what the key is made of."""
     compiled: bool
 
+    def build(self, folder: Path, _store: Store, _heard: Heard) -> None:
+        """Write the unit's files: a compiler says nothing until it is done."""
+        build_unit(self, folder)
+
 
 @dataclass(frozen=True, kw_only=True)
 class BuildPlan:
-    """Everything that an engine takes beside its weights."""
+    """Everything that a torch engine takes beside its weights."""
 
+    compiled: bool
     units: tuple[UnitPlan, ...]
     programs: tuple[RankPrograms, ...]
     ranks: tuple[int, ...]
     """For every rank, which of the programs it runs."""
+    holds_weights: bool = False
+
+    @property
+    def num_programs(self) -> int:
+        return len(self.programs)
+
+    @property
+    def versions(self) -> Mapping[str, str]:
+        return versions()
+
+    def manifest(self, checkpoint: Manifest, limits: Limits, units: tuple[Unit, ...]) -> TorchManifest:
+        """The engine's, once its units are built."""
+        return TorchManifest(
+            target="cpu",
+            compiled=self.compiled,
+            limits=limits,
+            checkpoint=checkpoint,
+            units=units,
+            programs=self.programs,
+            ranks=self.ranks,
+            versions=self.versions,
+        )
 
 
 def plan_build(checkpoint: Manifest, limits: Limits, *, compiled: bool) -> BuildPlan:
@@ -47,7 +77,7 @@ def plan_build(checkpoint: Manifest, limits: Limits, *, compiled: bool) -> Build
     programs: dict[Any, RankPrograms] = {}
     ranks = []
     for rank in range(checkpoint.mapping.world_size):
-        shape = _program_shape(checkpoint, rank)
+        shape = program_shape(checkpoint, rank)
         if shape not in programs:
             graphs = export_rank(
                 checkpoint.spec,
@@ -58,10 +88,15 @@ def plan_build(checkpoint: Manifest, limits: Limits, *, compiled: bool) -> Build
             )
             programs[shape] = _numbered(graphs, units, compiled=compiled)
         ranks.append(list(programs).index(shape))
-    return BuildPlan(units=tuple(units.values()), programs=tuple(programs.values()), ranks=tuple(ranks))
+    return BuildPlan(
+        compiled=compiled,
+        units=tuple(units.values()),
+        programs=tuple(programs.values()),
+        ranks=tuple(ranks),
+    )
 
 
-def _program_shape(checkpoint: Manifest, rank: int) -> Any:
+def program_shape(checkpoint: Manifest, rank: int) -> Any:
     """What a rank's programs depend on: its shape, wherever its layers start."""
     shape = rank_shape(checkpoint.spec, checkpoint.mapping, rank)
     if checkpoint.spec.scale_by_layer:

@@ -43,11 +43,20 @@ def to_json(content: Content) -> dict[str, Any]:
 
 def format_of(folder: Path) -> str | None:
     """What kind of folder this is, None where it is none of ours."""
+    return _named(folder, "format")
+
+
+def kind_of(folder: Path) -> str | None:
+    """Which of its format's kinds, None where that is not said."""
+    return _named(folder, "kind")
+
+
+def _named(folder: Path, field: str) -> str | None:
     try:
         data = json.loads((folder / "config.json").read_text())
     except (OSError, ValueError, RecursionError):
         return None
-    name = data.get("format") if isinstance(data, dict) else None
+    name = data.get(field) if isinstance(data, dict) else None
     return name if isinstance(name, str) else None
 
 

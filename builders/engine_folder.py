@@ -1,91 +1,46 @@
-"""An engine on disk: config.json, programs that hold no weights, and every rank's weights beside them."""
+"""Loading an engine: programs or a plan, and the weights of one rank."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
 
 import torch
 
-from builders.checkpoint import Manifest, rank_tensors
+from builders.checkpoint import rank_tensors
 from builders.compiled import CompiledProgram
-from builders.config_file import Format, read_config
 from builders.constants import rank_constants
-from builders.engine import Piece, Pieces, TorchEngine, interpreted
-from builders.errors import ArtifactError
-from builders.keys import content_key
-from builders.limits import Limits
+from builders.engine import Engine, Piece, Pieces, TorchEngine, interpreted
+from builders.engine_manifest import (
+    RankPrograms,
+    TorchManifest,
+    TrtManifest,
+    Unit,
+    check_unit,
+    read_engine,
+    unit_folder,
+)
 from builders.mapping import rank_shape
 from builders.ops import LayerCache
 from builders.program import Program
-from builders.store import disk
-from builders.tensor_file import Written
 
 PROGRAM, PACKAGE = "program.json", "program.pt2"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Unit:
-    """One program as it was built: a folder under `programs/`."""
-
-    key: str
-    """Of the program and of all else that decided its files."""
-    files: tuple[Written, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class RankPrograms:
-    """Which units make up a rank, by number."""
-
-    embed: int | None
-    rotary: int | None
-    blocks: tuple[int, ...]
-    layers: tuple[int, ...]
-    """For every layer, which of the blocks it is."""
-    head: int | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class EngineManifest:
-    """The content of an engine's config.json."""
-
-    format: ClassVar[Format] = Format(
-        name="rankforge-engine", version=1, remedy="make one with `rankforge build`"
-    )
-
-    kind: Literal["torch"] = "torch"
-    target: Literal["cpu", "cuda"]
-    compiled: bool
-    limits: Limits
-    checkpoint: Manifest
-    units: tuple[Unit, ...]
-    programs: tuple[RankPrograms, ...]
-    ranks: tuple[int, ...]
-    """For every rank, which of the programs it runs."""
-    versions: Mapping[str, str]
-    """Of the libraries that the units were built with."""
-
-    @property
-    def key(self) -> str:
-        """Equal for engines made of the same parts."""
-        data = {**asdict(self), "checkpoint": self.checkpoint.key}
-        return content_key(format=[self.format.name, self.format.version], **data)
-
-
-def read_engine(folder: Path) -> EngineManifest:
-    """An engine's manifest, once it is known to be ours."""
-    return read_config(EngineManifest, folder)
-
-
-def load_engine(folder: Path, rank: int, *, num_blocks: int) -> TorchEngine:
+def load_engine(folder: Path, rank: int, *, num_blocks: int) -> Engine:
     """One rank, with an empty cache of `num_blocks` blocks. Nothing is compiled.
 
-    A compiled program is code: its hash is checked before it is loaded.
+    Programs and plans are code: their hashes are checked before they are loaded.
     """
     manifest = read_engine(folder)
+    if isinstance(manifest, TrtManifest):
+        from builders.trt.load import load_plan  # a torch engine takes none of this
+
+        return load_plan(folder, manifest, rank, num_blocks=num_blocks)
+    return _load_torch(folder, manifest, rank, num_blocks)
+
+
+def _load_torch(folder: Path, manifest: TorchManifest, rank: int, num_blocks: int) -> TorchEngine:
     checkpoint = manifest.checkpoint
     spec, mapping = checkpoint.spec, checkpoint.mapping
     tensors = {
@@ -100,7 +55,7 @@ def load_engine(folder: Path, rank: int, *, num_blocks: int) -> TorchEngine:
     )
 
 
-def new_caches(manifest: EngineManifest, rank: int, num_blocks: int) -> list[LayerCache]:
+def new_caches(manifest: TorchManifest, rank: int, num_blocks: int) -> list[LayerCache]:
     """Empty caches for the layers of a rank."""
     checkpoint = manifest.checkpoint
     held = rank_shape(checkpoint.spec, checkpoint.mapping, rank)
@@ -111,7 +66,7 @@ def new_caches(manifest: EngineManifest, rank: int, num_blocks: int) -> list[Lay
     ]
 
 
-def _pieces(folder: Path, manifest: EngineManifest, programs: RankPrograms) -> Pieces:
+def _pieces(folder: Path, manifest: TorchManifest, programs: RankPrograms) -> Pieces:
     def piece(number: int | None) -> Piece | None:
         return None if number is None else _piece(folder, manifest.units[number])
 
@@ -125,17 +80,10 @@ def _pieces(folder: Path, manifest: EngineManifest, programs: RankPrograms) -> P
     )
 
 
-def unit_folder(folder: Path, unit: Unit) -> Path:
-    """Where a unit's files lie."""
-    return folder / "programs" / unit.key[:16]
-
-
 def read_program(folder: Path, unit: Unit) -> Program:
     """A unit's program, once its files are known to be those that were built."""
-    files = unit_folder(folder, unit)
-    for written in unit.files:
-        check_written(files / written.name, written)
-    return Program.from_json(json.loads((files / PROGRAM).read_text()))
+    check_unit(folder, unit)
+    return Program.from_json(json.loads((unit_folder(folder, unit) / PROGRAM).read_text()))
 
 
 def _piece(folder: Path, unit: Unit) -> Piece:
@@ -144,9 +92,3 @@ def _piece(folder: Path, unit: Unit) -> Piece:
     if package.is_file():
         return Piece(program=program, runner=CompiledProgram(program, package))
     return Piece(program=program, runner=interpreted(program))
-
-
-def check_written(file: Path, written: Written) -> None:
-    """Refuse a file that is not the one that was built."""
-    if not file.is_file() or disk.sha256(file) != written.sha256:
-        raise ArtifactError(f"{file}: missing, or not the file that was built; build the engine again")

@@ -11,15 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from actors.build_worker import build_units
-from builders.build import BuildPlan, plan_build, versions
-from builders.checkpoint import Manifest, check_file, read_manifest
+from actors.build_worker import WHOLE, build_units
+from builders.checkpoint import check_file, read_manifest
 from builders.config_file import format_of, to_json
-from builders.engine_folder import EngineManifest, Unit, read_engine, unit_folder
+from builders.engine_manifest import EngineManifest, Unit, read_engine, unit_folder
 from builders.errors import ArtifactError
 from builders.limits import Limits, check_limits
 from builders.store import Store, disk
 from builders.tensor_file import Written
+from builders.units import Plan
+from cluster.build_kinds import check_options, plan_of
 from cluster.build_options import BuildOptions
 from cluster.output import drafts_beside, place, real_place
 from cluster.progress import Reporter
@@ -62,30 +63,32 @@ def limits_of(options: BuildOptions) -> Limits:
 
 def build(options: BuildOptions, report: Reporter) -> BuildResult:
     """Export, build what the store lacks, assemble, publish."""
+    check_options(options)
     clock = _Clock()
     checkpoint = read_manifest(options.checkpoint_dir)
     for written in checkpoint.ranks:
         check_file(options.checkpoint_dir / written.name, written, verify=False)
     limits = limits_of(options)
     check_limits(limits, checkpoint.spec)
-    plan = plan_build(checkpoint, limits, compiled=not options.no_compile)
+    plan = plan_of(options, checkpoint, limits)
     clock.phase("export")
 
     output = real_place(options.output_dir)
     store = Store(options.store_dir or output.parent / ".rankforge-store")
-    report.start([len(plan.units)], f"build {options.output_dir}", "units")
+    report.start([WHOLE] * len(plan.units), f"build {options.output_dir}", "percent")
     before = {entry.key for entry in store.listing()}
     try:
-        build_units(plan.units, store.root, workers=options.workers, built=lambda _unit: report.advance(0, 1))
+        build_units(plan.units, store.root, workers=options.workers, advance=report.advance)
     finally:
         report.finish()
     clock.phase("build")
 
-    manifest = _manifest(options, checkpoint, limits, plan, store)
+    units = tuple(_unit(store, unit.recipe.key) for unit in plan.units)
+    manifest = plan.manifest(checkpoint, limits, units)
     reused = _is_there(output, manifest, options)
     if not reused:
         with drafts_beside(output) as scratch, scratch.folder() as draft:
-            _assemble(draft, manifest, options.checkpoint_dir, store, plan)
+            _assemble(draft, manifest, options.checkpoint_dir, store, holds_weights=plan.holds_weights)
             place(draft, output, replace=options.overwrite)
     clock.phase("publish")
     return _result(options, manifest, plan, clock, before, reused)
@@ -101,21 +104,6 @@ class _Clock:
     def phase(self, name: str) -> None:
         now = time.monotonic()
         self.seconds[name], self._at = round(now - self._at, 3), now
-
-
-def _manifest(
-    options: BuildOptions, checkpoint: Manifest, limits: Limits, plan: BuildPlan, store: Store
-) -> EngineManifest:
-    return EngineManifest(
-        target=options.target,
-        compiled=not options.no_compile,
-        limits=limits,
-        checkpoint=checkpoint,
-        units=tuple(_unit(store, unit.recipe.key) for unit in plan.units),
-        programs=plan.programs,
-        ranks=plan.ranks,
-        versions=versions(),
-    )
 
 
 def _unit(store: Store, key: str) -> Unit:
@@ -145,26 +133,27 @@ def _is_there(output: Path, manifest: EngineManifest, options: BuildOptions) -> 
 
 
 def _assemble(
-    draft: Path, manifest: EngineManifest, checkpoint_dir: Path, store: Store, plan: BuildPlan
+    draft: Path, manifest: EngineManifest, checkpoint_dir: Path, store: Store, *, holds_weights: bool
 ) -> None:
-    """Programs, weights, tokenizer, generation settings, and the manifest last."""
+    """Programs, weights unless they are in them, tokenizer, generation settings, and the manifest last."""
     for unit in manifest.units:
         with store.open(unit.key) as entry:
             folder = unit_folder(draft, unit)
             folder.mkdir(parents=True)
             for written in unit.files:
-                shutil.copyfile(entry.path(written.name), folder / written.name)
+                _link(entry.path(written.name), folder / written.name)
+    weights = {written.name for written in manifest.checkpoint.ranks} if holds_weights else set()
     for item in checkpoint_dir.iterdir():
         if item.is_dir():
             shutil.copytree(item, draft / item.name)
-        elif item.name != "config.json":
+        elif item.name not in weights | {"config.json"}:
             _link(item, draft / item.name)
     (draft / "config.json").write_text(json.dumps(to_json(manifest), indent=2) + "\n")
     disk.sync_folders(draft)
 
 
 def _link(source: Path, target: Path) -> None:
-    """Weights are shared with the checkpoint where the file system can, copied where it cannot."""
+    """Files that nobody writes again are shared where the file system can, copied where it cannot."""
     try:
         os.link(source, target)
     except OSError:
@@ -174,7 +163,7 @@ def _link(source: Path, target: Path) -> None:
 def _result(
     options: BuildOptions,
     manifest: EngineManifest,
-    plan: BuildPlan,
+    plan: Plan,
     clock: _Clock,
     before: set[str],
     reused: bool,
@@ -182,8 +171,8 @@ def _result(
     return BuildResult(
         output_dir=options.output_dir,
         key=manifest.key,
-        num_ranks=len(plan.ranks),
-        num_programs=len(plan.programs),
+        num_ranks=len(manifest.ranks),
+        num_programs=plan.num_programs,
         num_units=len(plan.units),
         num_built=sum(unit.key not in before for unit in manifest.units),
         program_bytes=sum(file.num_bytes for unit in manifest.units for file in unit.files),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -11,6 +12,14 @@ from cluster.options import option
 
 _ENGINE, _LIMITS, _OUTPUT = "Engine", "Limits", "Output"
 
+TARGETS: Mapping[str, tuple[str, ...]] = {
+    "torch": ("cpu",),
+    "tensorrt": ("current", "sm75", "sm80", "sm86", "sm89", "sm120", "sm121"),
+}
+"""What each kind of engine can be built for; the first is what it is built for unasked."""
+
+_BY_KIND = "; ".join(f"{kind}: {', '.join(targets)}" for kind, targets in TARGETS.items())
+
 
 @dataclass(frozen=True, kw_only=True)
 class BuildOptions:
@@ -18,8 +27,22 @@ class BuildOptions:
 
     checkpoint_dir: Path = option(help="A checkpoint that `rankforge convert` made.", group=_ENGINE)
     output_dir: Path = option(help="Folder for the engine; it appears whole or not at all.", group=_OUTPUT)
-    engine: Literal["torch"] = option("torch", help="The kind of engine.", group=_ENGINE)
-    target: Literal["cpu"] = option("cpu", help="What the engine runs on.", group=_ENGINE)
+    engine: Literal["torch", "tensorrt"] = option("torch", help="The kind of engine.", group=_ENGINE)
+    target: str | None = option(
+        None, help=f"What it runs on; the first by default. {_BY_KIND}.", group=_ENGINE
+    )
+    trt_library: Literal["auto", "tensorrt", "tensorrt_rtx"] = option(
+        "auto",
+        help="tensorrt_rtx builds for RTX GPUs on any machine, tensorrt for the GPU at hand; "
+        "auto takes what the target needs.",
+        group=_ENGINE,
+    )
+    strip_plan: bool = option(
+        False,
+        help="TensorRT plans without weights, which are given to them when they are loaded: equal ranks "
+        "share one, and building takes no memory for weights.",
+        group=_ENGINE,
+    )
     no_compile: bool = option(
         False, help="Run the exported graph as it is: nothing to wait for, slower to run.", group=_ENGINE
     )

@@ -71,7 +71,7 @@ def build(options: BuildOptions) -> None:
 def inspect(options: InspectOptions) -> None:
     """Show what a checkpoint or an engine holds: model, layout, limits, size of every rank, origin."""
     from builders.config_file import format_of
-    from builders.engine_folder import EngineManifest
+    from builders.engine_manifest import EngineManifest
     from cluster.inspect import inspect as look
     from cluster.inspect import show
     from cluster.inspect_engine import inspect_engine, show_engine

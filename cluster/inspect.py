@@ -12,6 +12,7 @@ from rich.table import Table
 
 from builders.checkpoint import Manifest, check_file, read_manifest
 from builders.mapping import padded_vocab, rank_shape
+from builders.memory import cache_bytes_per_token
 from builders.sources.stored import index_file
 from builders.tensor_file import NAMES
 from cluster.convert import rank_sizes
@@ -50,16 +51,9 @@ def _rank(folder: Path, manifest: Manifest, rank: int) -> dict[str, Any]:
         "kv_heads": shape.num_kv_heads,
         "experts": shape.num_experts,
         "weight_bytes": rank_sizes(manifest)[rank],
-        "kv_bytes_per_token": kv_bytes_per_token(manifest, rank),
+        "kv_bytes_per_token": cache_bytes_per_token(manifest, rank),
         "tensors_by_dtype": _dtypes(folder / manifest.ranks[rank].name) if manifest.ranks else {},
     }
-
-
-def kv_bytes_per_token(manifest: Manifest, rank: int) -> int:
-    """What one token takes in a rank's cache, in the dtype of the weights."""
-    shape = rank_shape(manifest.spec, manifest.mapping, rank)
-    element = 4 if manifest.dtype == "float32" else 2
-    return 2 * len(shape.layers) * shape.num_kv_heads * manifest.spec.head_dim * element
 
 
 def _dtypes(file: Path) -> dict[str, int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,73 +9,47 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from builders.build import processor, versions
-from builders.engine_folder import EngineManifest, Unit, check_written, read_engine, read_program, unit_folder
-from builders.program import Program
+from builders.engine_manifest import EngineManifest, check_unit, read_engine
+from builders.memory import cache_bytes_per_token
 from cluster.convert import rank_sizes
-from cluster.inspect import kv_bytes_per_token, size
+from cluster.inspect import size
+from cluster.inspect_kinds import of_kind, row_of_kind, tensors_of_kind
 
 
 def inspect_engine(folder: Path, *, verify: bool) -> dict[str, Any]:
     """Everything that is known about an engine."""
     engine = read_engine(folder)
     for unit in engine.units if verify else ():
-        for written in unit.files:
-            check_written(unit_folder(folder, unit) / written.name, written)
+        check_unit(folder, unit)
+    kind = of_kind(folder, engine)
     world = range(engine.checkpoint.mapping.world_size)
     return {
         "kind": f"{engine.kind} engine",
         "key": engine.key,
         "target": engine.target,
-        "compiled": engine.compiled,
-        "runs_here": runs_here(engine),
+        **kind.facts,
+        "runs_here": f"no: {kind.obstacle}" if kind.obstacle else "yes",
         "limits": asdict(engine.limits),
         "model": engine.checkpoint.spec.to_json(),
         "mapping": asdict(engine.checkpoint.mapping),
-        "inputs": _inputs(folder, engine),
         "units": [
             {"key": unit.key, "num_bytes": sum(file.num_bytes for file in unit.files)}
             for unit in engine.units
         ],
-        "ranks": [_rank(engine, rank) for rank in world],
+        "ranks": [{**_rank(engine, rank), "workspace_bytes": kind.workspace_bytes[rank]} for rank in world],
         "versions": dict(engine.versions),
         "verified": verify,
     }
 
 
-def _size(unit: Unit) -> int:
-    return sum(file.num_bytes for file in unit.files)
-
-
-def runs_here(engine: EngineManifest) -> str:
-    """Yes, or why not."""
-    if not engine.compiled or dict(engine.versions) == dict(versions()):
-        return "yes"
-    built = ", ".join(f"{name} {number}" for name, number in engine.versions.items())
-    return f"no: it was compiled with {built}, and this is {_here()}; build it again"
-
-
-def _here() -> str:
-    return ", ".join([*(f"{name} {number}" for name, number in versions().items()), processor()])
-
-
-def _inputs(folder: Path, engine: EngineManifest) -> Mapping[str, list[str]]:
-    """What a step gives to a layer, as sizes."""
-    program: Program = read_program(folder, engine.units[engine.programs[0].blocks[0]])
-    steps = (name for name in program.inputs if name in program.types)
-    return {name: [program.types[name].dtype, *program.types[name].shape] for name in steps}
-
-
 def _rank(engine: EngineManifest, rank: int) -> dict[str, Any]:
-    weights = rank_sizes(engine.checkpoint)[rank]
-    per_token = kv_bytes_per_token(engine.checkpoint, rank)
-    limits = engine.limits
+    limits, per_token = engine.limits, cache_bytes_per_token(engine.checkpoint, rank)
     return {
         "rank": rank,
         "programs": engine.ranks[rank],
-        "weight_bytes": weights,
+        "weight_bytes": rank_sizes(engine.checkpoint)[rank],
         "cache_bytes_per_token": per_token,
-        "full_cache_bytes": per_token * limits.max_seq_len * limits.max_batch_size,
+        "full_cache_bytes": per_token * limits.max_seq_len * limits.max_batch_size * limits.max_beam_width,
     }
 
 
@@ -84,7 +57,7 @@ def show_engine(found: dict[str, Any], console: Console) -> None:
     """The same, for people."""
     model, mapping = found["model"], found["mapping"]
     rows = {
-        "target": f"{found['target']}, {'compiled' if found['compiled'] else 'the graph as it was exported'}",
+        "target": f"{found['target']}, {row_of_kind(found)}",
         "runs here": found["runs_here"],
         "model": f"{model['family']}, {model['num_layers']} layers of width {model['hidden_size']}",
         "layout": f"tp {mapping['tp_size']} · pp {mapping['pp_size']} · ep {mapping['ep_size']}",
@@ -96,14 +69,15 @@ def show_engine(found: dict[str, Any], console: Console) -> None:
     table = Table(title=found["kind"], show_header=False, title_justify="left")
     for name, value in rows.items():
         table.add_row(name, value)
-    console.print(table, _ranks(found["ranks"]))
+    console.print(table, *tensors_of_kind(found), _ranks(found["ranks"]))
 
 
 def _ranks(ranks: list[dict[str, Any]]) -> Table:
     table = Table(title="ranks", title_justify="left")
-    for name in ("rank", "programs", "weights", "cache per token", "cache at its limits"):
+    for name in ("rank", "programs", "weights", "cache per token", "cache at its limits", "workspace"):
         table.add_column(name, justify="right")
     for rank in ranks:
-        sizes = (rank[name] for name in ("weight_bytes", "cache_bytes_per_token", "full_cache_bytes"))
-        table.add_row(str(rank["rank"]), str(rank["programs"]), *map(size, sizes))
+        names = ("weight_bytes", "cache_bytes_per_token", "full_cache_bytes", "workspace_bytes")
+        sizes = ("unknown" if rank[name] is None else size(rank[name]) for name in names)
+        table.add_row(str(rank["rank"]), str(rank["programs"]), *sizes)
     return table

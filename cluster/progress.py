@@ -12,27 +12,31 @@ from rich.console import Console
 from rich.progress import (
     BarColumn,
     DownloadColumn,
-    MofNCompleteColumn,
     Progress,
     ProgressColumn,
     TaskID,
+    TaskProgressColumn,
     TextColumn,
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
 
-Unit = Literal["bytes", "units"]
-"""What a job's size is counted in."""
+Unit = Literal["bytes", "percent"]
+"""What a job's size is counted in: bytes of ranks, or hundredths of each of its units."""
+
+_PARTS: Mapping[Unit, str] = {"bytes": "rank", "percent": "unit"}
+MOST_BARS = 16
+"""Of parts: more would not fit on a screen."""
 
 
 class Reporter(Protocol):
     """Hears how far a job is."""
 
     def start(self, sizes: Sequence[int], label: str, unit: Unit = "bytes") -> None:
-        """A job begins; one size for each of its ranks."""
+        """A job begins; one size for each of its parts: ranks, or units."""
 
-    def advance(self, rank: int, amount: int) -> None:
-        """A rank did this much more."""
+    def advance(self, part: int, amount: int) -> None:
+        """A part is this much further."""
 
     def finish(self) -> None:
         """The job is over, well or not."""
@@ -47,31 +51,32 @@ def reporter_for(stream: TextIO, *, as_json: bool) -> Reporter:
 
 _COLUMNS: Mapping[Unit, Sequence[ProgressColumn]] = {
     "bytes": (DownloadColumn(binary_units=True), TransferSpeedColumn()),
-    "units": (MofNCompleteColumn(),),
+    "percent": (TaskProgressColumn(),),
 }
 
 
 class BarReporter:
-    """A bar for the whole and one for every rank."""
+    """A bar for the whole and, where they are not too many, one for every part."""
 
     def __init__(self, stream: TextIO) -> None:
         self._console = Console(file=stream)
-        self._ranks: dict[int, TaskID] = {}
+        self._parts: dict[int, TaskID] = {}
 
     def start(self, sizes: Sequence[int], label: str, unit: Unit = "bytes") -> None:
         columns = (TextColumn("{task.description}"), BarColumn(), *_COLUMNS[unit], TimeRemainingColumn())
         self._progress = Progress(*columns, console=self._console)
         self._total = self._progress.add_task(label, total=sum(sizes))
-        if len(sizes) > 1:
-            self._ranks = {
-                rank: self._progress.add_task(f"  rank {rank}", total=size) for rank, size in enumerate(sizes)
+        if 1 < len(sizes) <= MOST_BARS:
+            self._parts = {
+                part: self._progress.add_task(f"  {_PARTS[unit]} {part}", total=size)
+                for part, size in enumerate(sizes)
             }
         self._progress.start()
 
-    def advance(self, rank: int, amount: int) -> None:
+    def advance(self, part: int, amount: int) -> None:
         self._progress.advance(self._total, amount)
-        if rank in self._ranks:
-            self._progress.advance(self._ranks[rank], amount)
+        if part in self._parts:
+            self._progress.advance(self._parts[part], amount)
 
     def finish(self) -> None:
         self._progress.stop()
@@ -87,16 +92,16 @@ class LineReporter:
     def start(self, sizes: Sequence[int], label: str, unit: Unit = "bytes") -> None:
         self._label, self._unit, self._total, self._done = label, unit, max(1, sum(sizes)), 0
         self._began = self._said_at = time.monotonic()
-        self._say(ranks=len(sizes))
+        self._say(**{f"{_PARTS[unit]}s": len(sizes)})
 
-    def advance(self, rank: int, amount: int) -> None:
+    def advance(self, part: int, amount: int) -> None:
         tenth = self._done * 10 // self._total
         self._done += amount
         now = time.monotonic()
         done = self._done >= self._total
         if done or (self._done * 10 // self._total > tenth and now - self._said_at > 2):
             self._said_at = now
-            self._say(rank=rank)
+            self._say(**{_PARTS[self._unit]: part})
 
     def finish(self) -> None:
         self._stream.flush()
@@ -110,10 +115,10 @@ class LineReporter:
             return
         left = "" if left_s is None else f", {self._speed(speed)}{left_s:.0f} s left"
         share = 100 * self._done // self._total
-        print(f"{self._label}: {share}% of {self._size()}{left}", file=self._stream, flush=True)
+        print(f"{self._label}: {share}%{self._size()}{left}", file=self._stream, flush=True)
 
     def _size(self) -> str:
-        return f"{self._total / 1e6:.1f} MB" if self._unit == "bytes" else f"{self._total} units"
+        return f" of {self._total / 1e6:.1f} MB" if self._unit == "bytes" else ""
 
     def _speed(self, speed: float) -> str:
         return f"{speed / 1e6:.0f} MB/s, " if self._unit == "bytes" else ""

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from builders.errors import EngineError
+from builders.trt.logger import hear
 from builders.trt.net import reason
 from builders.trt.network import Network, Profile, Sizes
+from builders.trt.progress import Heard, new_monitor
 from builders.trt.target import Target, load_library
-
-Progress = Callable[[str, float], None]
-"""Called with a phase and how much of it is done, 0 to 1, from TensorRT's threads."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,13 +22,17 @@ class Plan:
     """TensorRT's own memory: writing it to a file copies nothing."""
     timing_cache: bytes
     """What the builder learned, for the next build; empty where the library times nothing."""
+    activation_bytes: int | None
+    """What an execution needs beside weights and caches, by the builder's own count: an engine could be
+    asked for it only where the GPU is."""
 
 
 def build_plan(
-    network: Network, target: Target, *, timing_cache: bytes = b"", progress: Progress | None = None
+    network: Network, target: Target, *, timing_cache: bytes = b"", heard: Heard | None = None
 ) -> Plan:
     """Run TensorRT's builder; what it refuses is an error with its reason."""
-    trt = load_library(target)
+    trt = load_library(target.library)
+    hear(trt, network.log)
     _require_memory(network)
     config = network.builder.create_builder_config()
     _set_target(trt, config, target)
@@ -39,14 +41,15 @@ def build_plan(
     for profile in network.profiles:
         config.add_optimization_profile(_profile(network, profile))
     if target.is_timed:
-        config.set_timing_cache(config.create_timing_cache(timing_cache), ignore_mismatch=False)
-    if progress is not None:
-        config.progress_monitor = new_monitor(trt, progress)
+        _set_timing_cache(config, timing_cache)
+    if heard is not None:
+        config.progress_monitor = new_monitor(trt, heard)
     plan = network.builder.build_serialized_network(network.definition, config)
     if plan is None:
         raise EngineError(f"--target={target.name}: TensorRT cannot build this model: {reason(network.log)}")
     learned = bytes(config.get_timing_cache().serialize()) if target.is_timed else b""
-    return Plan(data=memoryview(plan), timing_cache=learned)
+    activations = max(network.log.activation_bytes, default=None)
+    return Plan(data=memoryview(plan), timing_cache=learned, activation_bytes=activations)
 
 
 def _set_target(trt: Any, config: Any, target: Target) -> None:
@@ -54,6 +57,13 @@ def _set_target(trt: Any, config: Any, target: Target) -> None:
     if target.capability is not None:
         config.num_compute_capabilities = 1
         config.set_compute_capability(getattr(trt.ComputeCapability, target.capability), 0)
+
+
+def _set_timing_cache(config: Any, known: bytes) -> None:
+    """What was learned by another GPU or version is no use: then the builder starts afresh."""
+    cache = config.create_timing_cache(known)
+    if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
+        config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
 
 
 def _profile(network: Network, profile: Profile) -> Any:
@@ -91,25 +101,3 @@ def _free_bytes() -> int:
     lines = Path("/proc/meminfo").read_text().splitlines()
     (kilobytes,) = (line.split()[1] for line in lines if line.startswith("MemAvailable:"))
     return int(kilobytes) * 1024
-
-
-def new_monitor(trt: Any, progress: Progress) -> Any:
-    """TensorRT's progress as calls of a function; phases are nested and each counts its own steps."""
-
-    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
-        def __init__(self) -> None:
-            trt.IProgressMonitor.__init__(self)
-            self._steps: dict[str, int] = {}
-
-        def phase_start(self, phase_name: str, _parent_phase: str | None, num_steps: int) -> None:
-            self._steps[phase_name] = num_steps
-            progress(phase_name, 0.0)
-
-        def step_complete(self, phase_name: str, step: int) -> bool:
-            progress(phase_name, min(1.0, (step + 1) / self._steps[phase_name]))
-            return True
-
-        def phase_finish(self, phase_name: str) -> None:
-            progress(phase_name, 1.0)
-
-    return Monitor()

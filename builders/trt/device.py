@@ -12,7 +12,7 @@ from torch import Tensor
 from builders.errors import EngineError
 from builders.trt.attention import UPDATED
 from builders.trt.logger import new_logger
-from builders.trt.net import DTYPES, reason
+from builders.trt.net import reason, torch_dtype
 
 PREFILL, DECODE = range(2)
 """The profiles, in the order of `network.profiles_of`."""
@@ -34,7 +34,6 @@ class DeviceExecutor:
         runtime_cache: bytes = b"",
         device: str = "cuda",
     ) -> None:
-        self._log: list[str]
         logger, self._log = new_logger(trt)
         self._trt, self._runtime, self._device = trt, trt.Runtime(logger), device
         self._engine = self._made(self._runtime.deserialize_cuda_engine(plan), "deserialize the plan")
@@ -95,11 +94,7 @@ class DeviceExecutor:
             return self._buffers[name.removesuffix(UPDATED)]
         largest = [self._largest(name, profile) for profile in (PREFILL, DECODE)]
         shape = [max(sizes) for sizes in zip(*largest, strict=True)]
-        (dtype,) = (
-            dtype
-            for dtype, known in DTYPES.items()
-            if getattr(self._trt, known) == self._engine.get_tensor_dtype(name)
-        )
+        dtype = torch_dtype(self._trt, self._engine.get_tensor_dtype(name))
         # A slot that was never written is read under a mask, where NaN would survive.
         return torch.zeros(shape, dtype=dtype, device=self._device)
 

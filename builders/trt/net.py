@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from builders.errors import EngineError
+from builders.trt.logger import Log
 
 DTYPES = {
     torch.bool: "bool",
@@ -26,15 +27,21 @@ _WIDTH = {torch.bool: 0, torch.int32: 1, torch.float16: 2, torch.bfloat16: 2, to
 """Two tensors of different dtypes meet in the wider one."""
 
 
-def reason(log: list[str]) -> str:
+def reason(log: Log) -> str:
     """What TensorRT complained of."""
-    return "; ".join(log) or "no reason given"
+    return "; ".join(log.errors) or "no reason given"
+
+
+def torch_dtype(trt: Any, dtype: Any) -> torch.dtype:
+    """PyTorch's name for one of TensorRT's."""
+    (found,) = (known for known, name in DTYPES.items() if getattr(trt, name) == dtype)
+    return found
 
 
 class Net:
     """Wraps an INetworkDefinition; every method adds a layer and gives its first output."""
 
-    def __init__(self, trt: Any, definition: Any, log: list[str]) -> None:
+    def __init__(self, trt: Any, definition: Any, log: Log) -> None:
         self.trt, self.definition = trt, definition
         self.scope = ""
         """What is being lowered; the layers' names begin with it."""
@@ -58,8 +65,7 @@ class Net:
         return getattr(self.trt, DTYPES[dtype])
 
     def torch_dtype(self, x: Any) -> torch.dtype:
-        (found,) = (dtype for dtype in DTYPES if self.dtype(dtype) == x.dtype)
-        return found
+        return torch_dtype(self.trt, x.dtype)
 
     def constant(self, value: Tensor) -> Any:
         """A tensor that becomes part of the plan; its memory is used as it is."""

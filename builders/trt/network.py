@@ -22,10 +22,13 @@ from builders.mapping import Mapping, RankShape, rank_shape
 from builders.program import Program, run
 from builders.spec import ModelSpec
 from builders.trt.attention import Cache, Slots, by_sequence
-from builders.trt.logger import new_logger
+from builders.trt.logger import Log, new_logger
 from builders.trt.lowering import operators
 from builders.trt.net import Net
 from builders.trt.weights import Source, Weights
+
+DIMENSIONS = ("batch", "tokens")
+"""What changes from step to step is called so, and comes first: sequences, then tokens of each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +41,7 @@ class Network:
     weight_inputs: tuple[str, ...]
     """Weights and constants that the plan is given when it runs; layers count from the rank's first."""
     held: tuple[Tensor, ...]
-    log: list[str]
+    log: Log
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,6 +25,11 @@ class Executor(Protocol):
         """The only output beside the caches, on the device; valid until the next call."""
 
 
+def num_slots(limits: Limits) -> int:
+    """Sequences whose keys and values an engine keeps."""
+    return limits.max_batch_size * limits.max_beam_width
+
+
 class TrtEngine:
     """One rank of a model. A step's table of blocks has one column: each sequence's slot.
 
@@ -32,9 +37,9 @@ class TrtEngine:
     """
 
     def __init__(self, executor: Executor, limits: Limits, *, first: bool, last: bool) -> None:
-        self._executor, self._limits = executor, limits
+        self.executor, self._limits = executor, limits
         self._input, self._last = "ids" if first else "hidden", last
-        self._lengths = [0] * (limits.max_batch_size * limits.max_beam_width)
+        self._lengths = [0] * num_slots(limits)
 
     def forward(self, x: Tensor, step: Step) -> Tensor:
         """Token ids [T], or the previous stage's hidden states [T, H], to the wanted tokens' logits
@@ -52,7 +57,7 @@ class TrtEngine:
         """[B, vocabulary] or [B · S, H]"""
         tokens = torch.tensor(batch.tokens).clamp(min=0).to(x.device)
         inputs = {**batch.inputs(), self._input: x[tokens].unflatten(0, batch.sizes)}
-        out = self._executor.run(batch.first_slot, inputs)
+        out = self.executor.run(batch.first_slot, inputs)
         return out if self._last else out.flatten(0, 1)
 
     def _tokens(self, batch: Batch) -> list[int]:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
 from builders.errors import EngineError
-from builders.export import Graphs
 from builders.limits import Limits
 from builders.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from builders.export import Graphs
+
+LibraryName = Literal["tensorrt", "tensorrt_rtx"]
 
 NO_BF16 = "Turing has no bfloat16; use --dtype float16"
 NO_FP32 = "TensorRT-RTX multiplies no float32 matrices on Turing; use --dtype float16"
@@ -21,12 +26,14 @@ NO_FP8 = "FP8 begins with Ada (sm89); use sm89, sm120 or sm121, or another quant
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """A kind of GPU, named as on the command line."""
+    """A kind of GPU, named as on the command line, and the library that builds for it."""
 
     name: str
-    library: Literal["tensorrt_rtx", "tensorrt"]
+    library: LibraryName
     capability: str | None = None
     """Of tensorrt_rtx.ComputeCapability; None where the library builds for the GPU at hand."""
+    gpu: str | None = None
+    """The GPU at hand, where the plan is for no other."""
     refused: Mapping[str, str] = field(default_factory=dict)
     """Dtypes of weights that it cannot multiply, each with the reason."""
 
@@ -49,42 +56,65 @@ TARGETS: Mapping[str, Target] = {
         _rtx("sm89"),
         _rtx("sm120"),
         _rtx("sm121"),
-        Target(name="tensorrt", library="tensorrt"),
     )
 }
+"""What TensorRT-RTX builds for, on any machine."""
+
+EXTRAS: Mapping[LibraryName, str] = {"tensorrt_rtx": "tensorrt-rtx", "tensorrt": "tensorrt"}
 
 
-def target_named(name: str) -> Target:
-    """The target of a `--target`; `current` is the one that the local GPU is."""
-    name = _current() if name == "current" else name
+def is_installed(library: LibraryName) -> bool:
+    """Found, not imported."""
+    return importlib.util.find_spec(library) is not None
+
+
+def choose_target(name: str, library: LibraryName | Literal["auto"] = "auto") -> Target:
+    """The target of `--target` and `--trt_library`; `current` is the GPU at hand."""
+    if library == "auto" and not any(map(is_installed, EXTRAS)):
+        raise EngineError(
+            "--engine=tensorrt: neither tensorrt_rtx nor tensorrt is installed here; install "
+            "rankforge[tensorrt-rtx] for RTX GPUs, or rankforge[tensorrt] for the data-centre GPU at hand"
+        )
+    if name == "current":
+        return _current(library)
+    if library == "tensorrt":
+        raise EngineError(
+            f"--target={name}: --trt_library tensorrt builds for the GPU at hand; use --target current"
+        )
     if name not in TARGETS:
         raise EngineError(f"--target={name}: not a TensorRT target; use one of current, {', '.join(TARGETS)}")
     return TARGETS[name]
 
 
-def _current() -> str:
-    if not torch.cuda.is_available():
+def _current(library: LibraryName | Literal["auto"]) -> Target:
+    """RTX GPUs have a library of their own, which is taken unless the other is asked for."""
+    name = local_gpu()
+    if name is None:
         raise EngineError(f"--target=current: no GPU here; name what to build for: {', '.join(TARGETS)}")
-    name = "sm{}{}".format(*torch.cuda.get_device_capability())
-    if name not in TARGETS:
+    if name in TARGETS and library != "tensorrt":
+        return TARGETS[name]
+    if library == "tensorrt_rtx":
         raise EngineError(
             f"--target=current: this GPU is {name}, which TensorRT-RTX does not build for; "
-            "use --target tensorrt, or --engine torch"
+            "use --trt_library tensorrt, or --engine torch"
         )
-    return name
+    return Target(name=name, library="tensorrt", gpu=torch.cuda.get_device_name())
 
 
-EXTRAS = {"tensorrt_rtx": "tensorrt-rtx", "tensorrt": "tensorrt"}
+def local_gpu() -> str | None:
+    """The current GPU's kind, named as a target."""
+    if not torch.cuda.is_available():
+        return None
+    return "sm{}{}".format(*torch.cuda.get_device_capability())
 
 
-def load_library(target: Target) -> Any:
-    """TensorRT's Python module for a target."""
+def load_library(library: LibraryName) -> Any:
+    """TensorRT's Python module."""
     try:
-        return importlib.import_module(target.library)
+        return importlib.import_module(library)
     except ImportError as error:
         raise EngineError(
-            f"--target={target.name}: needs {target.library}, which is not installed here; "
-            f"install rankforge[{EXTRAS[target.library]}]"
+            f"--trt_library={library}: not installed here; install rankforge[{EXTRAS[library]}]"
         ) from error
 
 

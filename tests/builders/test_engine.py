@@ -17,7 +17,8 @@ from torch import Tensor
 from builders.build import build_unit, plan_build
 from builders.checkpoint import Manifest, read_manifest
 from builders.config_file import to_json
-from builders.engine_folder import EngineManifest, Unit, load_engine, read_engine, unit_folder
+from builders.engine_folder import load_engine
+from builders.engine_manifest import Unit, read_engine, unit_folder
 from builders.errors import ArtifactError
 from builders.limits import Limits
 from builders.mapping import Mapping
@@ -39,15 +40,8 @@ def build(checkpoint: Path, *, compiled: bool) -> Path:
     """An engine in the checkpoint's own folder, without the command around it."""
     manifest = read_manifest(checkpoint)
     plan = plan_build(manifest, LIMITS, compiled=compiled)
-    engine = EngineManifest(
-        target="cpu",
-        compiled=compiled,
-        limits=LIMITS,
-        checkpoint=manifest,
-        units=tuple(Unit(key=unit.recipe.key, files=()) for unit in plan.units),
-        programs=plan.programs,
-        ranks=plan.ranks,
-        versions={},
+    engine = plan.manifest(
+        manifest, LIMITS, tuple(Unit(key=unit.recipe.key, files=()) for unit in plan.units)
     )
     units = []
     for unit, planned in zip(engine.units, plan.units, strict=True):
@@ -55,7 +49,7 @@ def build(checkpoint: Path, *, compiled: bool) -> Path:
         folder.mkdir(parents=True)
         build_unit(planned, folder)
         units.append(Unit(key=unit.key, files=tuple(written(file) for file in sorted(folder.iterdir()))))
-    finished = EngineManifest(**{**vars(engine), "units": tuple(units)})
+    finished = plan.manifest(manifest, LIMITS, tuple(units))
     (checkpoint / "config.json").write_text(json.dumps(to_json(finished)))
     return checkpoint
 

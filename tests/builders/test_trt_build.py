@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import resource
 from dataclasses import replace
 from pathlib import Path
@@ -16,9 +17,11 @@ from builders.limits import Limits
 from builders.mapping import Mapping
 from builders.spec import ModelSpec
 from builders.trt import build as building
+from builders.trt import target as targets
 from builders.trt.build import Plan, build_plan
 from builders.trt.network import Network, lower
-from builders.trt.target import TARGETS, Target, check_target, load_library, target_named
+from builders.trt.target import TARGETS, Target, check_target, choose_target, load_library
+from cluster import build_options
 from tests.builders.test_families import LAYOUTS, MOE_LAYOUTS
 from tests.builders.test_trt_network import BEYOND, spec_of
 from tests.oracle import MODELS
@@ -44,7 +47,7 @@ def built(
     strip: bool = False,
 ) -> Plan:
     lowered = network(buildable(name), mapping or Mapping(), 0, trt, strip=strip, dtype=dtype)
-    return build_plan(lowered, target_named(target))
+    return build_plan(lowered, choose_target(target))
 
 
 def every_model() -> list[Any]:
@@ -68,7 +71,7 @@ def test_other_types_build(dtype: torch.dtype, target: str) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("target", [name for name in TARGETS if name != "tensorrt"])
+@pytest.mark.parametrize("target", list(TARGETS))
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
 @pytest.mark.parametrize("name", ["gpt2", "starcoder2", "mpt", "mixtral", "mpt-qk-norm-whole"])
 @pytest.mark.parametrize("strip", [True, False])
@@ -121,7 +124,7 @@ def wide_plan(spec: ModelSpec) -> Plan:
     mapping, limits = Mapping(tp_size=8), Limits(max_batch_size=8)
     graphs = export_rank(spec, mapping, 0, torch.float16, limits.tokens_per_block)
     lowered = lower(graphs, spec, mapping, 0, torch.float16, limits, trt, None)
-    return build_plan(lowered, target_named("sm80"))
+    return build_plan(lowered, choose_target("sm80"))
 
 
 def peak_bytes() -> int:
@@ -165,12 +168,15 @@ class TimingConfig:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.config, name)
 
-    def create_timing_cache(self, data: bytes) -> bytes:
-        return data
+    def create_timing_cache(self, data: bytes) -> bytes | None:
+        return None if data == b"torn" else data
 
-    def set_timing_cache(self, cache: bytes, *, ignore_mismatch: bool) -> None:
+    def set_timing_cache(self, cache: bytes, *, ignore_mismatch: bool) -> bool:
         assert not ignore_mismatch
+        if cache == b"foreign":
+            return False
         self._given.append(cache)
+        return True
 
     def get_timing_cache(self) -> Any:
         return self
@@ -184,15 +190,41 @@ def test_timing_cache_goes_in_and_out_where_the_builder_times() -> None:
     timed = replace(lowered, builder=TimingBuilder(lowered.builder))
     as_timed = type("Timed", (Target,), {"is_timed": True})(**vars(TARGETS["sm80"]))
     assert build_plan(timed, as_timed, timing_cache=b"known ").timing_cache == b"known learned"
+    for useless in (b"torn", b"foreign", b""):
+        assert build_plan(timed, as_timed, timing_cache=useless).timing_cache == b"learned"
     assert build_plan(lowered, TARGETS["sm80"], timing_cache=b"known ").timing_cache == b""
 
 
-def test_progress_is_reported() -> None:
-    heard: list[tuple[str, float]] = []
+def test_progress_only_rises_and_ends_whole() -> None:
+    heard: list[float] = []
     lowered = network(buildable("gpt2"), Mapping(), 0, trt, strip=True, dtype=torch.float16)
-    build_plan(lowered, target_named("sm80"), progress=lambda phase, done: heard.append((phase, done)))
-    assert heard[0] == ("Building engine", 0.0) and heard[-1] == ("Building engine", 1.0)
-    assert all(0 <= done <= 1 for _phase, done in heard)
+    build_plan(lowered, choose_target("sm80"), heard=heard.append)
+    assert heard == sorted(heard) and (heard[0], heard[-1]) == (0.0, 1.0)
+    assert len(set(heard)) > 20
+
+
+def test_workspace_is_known_without_the_gpu() -> None:
+    def workspace(limits: Limits) -> int:
+        lowered = network(
+            buildable("gpt2"), Mapping(), 0, trt, strip=True, dtype=torch.float16, limits=limits
+        )
+        found = build_plan(lowered, choose_target("sm80")).activation_bytes
+        assert found is not None
+        return found
+
+    assert 0 < workspace(LIMITS) < workspace(replace(LIMITS, max_batch_size=512, max_num_tokens=512))
+
+
+def test_two_networks_keep_their_own_logs() -> None:
+    """TensorRT knows one logger for all of them."""
+    broken, sound = (
+        network(spec, Mapping(), 0, trt, strip=True, dtype=torch.float16)
+        for spec in (spec_of("gpt2"), buildable("gpt2"))
+    )
+    assert build_plan(sound, choose_target("sm80")).data.nbytes > 10_000
+    with pytest.raises(EngineError, match=r"cannot build this model: .*Error"):
+        build_plan(broken, choose_target("sm80"))
+    assert broken.log.errors and not sound.log.errors
 
 
 def test_weights_are_used_where_they_lie() -> None:
@@ -220,7 +252,7 @@ def checked(
     target: str, name: str = "llama2-gqa", dtype: torch.dtype = torch.float16, **changes: Any
 ) -> None:
     spec = replace(buildable(name), **changes)
-    check_target(target_named(target), spec, export_rank(spec, Mapping(), 0, dtype, 32), LIMITS)
+    check_target(choose_target(target), spec, export_rank(spec, Mapping(), 0, dtype, 32), LIMITS)
 
 
 def test_types_that_a_target_lacks() -> None:
@@ -240,32 +272,58 @@ def test_what_tensorrt_cannot_attend_with_is_refused_before_the_build() -> None:
         checked("sm80", head_dim=12)
     graphs = export_rank(buildable("gpt2"), Mapping(), 0, torch.float16, 32)
     with pytest.raises(EngineError, match=r"--max_seq_len=40: .* multiple of 16"):
-        check_target(target_named("sm80"), buildable("gpt2"), graphs, replace(LIMITS, max_seq_len=40))
+        check_target(choose_target("sm80"), buildable("gpt2"), graphs, replace(LIMITS, max_seq_len=40))
 
 
 def test_unknown_targets_are_refused() -> None:
     with pytest.raises(EngineError, match="--target=sm90: not a TensorRT target; use one of current, sm75"):
-        target_named("sm90")
+        choose_target("sm90")
+
+
+def test_target_names_are_those_of_the_command_line() -> None:
+    assert build_options.TARGETS["tensorrt"] == ("current", *TARGETS)
+
+
+class Gpu:
+    """What PyTorch says of a GPU, and which libraries are installed."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *libraries: str) -> None:
+        self._patch = monkeypatch
+        self._patch.setattr(targets, "is_installed", libraries.__contains__)
+
+    def set(self, *capability: int) -> None:
+        self._patch.setattr(torch.cuda, "is_available", lambda: bool(capability))
+        self._patch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+        self._patch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H200")
 
 
 def test_current_is_the_local_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(EngineError, match="no GPU here"):
-        target_named("current")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 9))
-    assert target_named("current") is TARGETS["sm89"]
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
-    with pytest.raises(EngineError, match=r"this GPU is sm90, .* use --target tensorrt"):
-        target_named("current")
+    gpu = Gpu(monkeypatch, "tensorrt_rtx", "tensorrt")
+    gpu.set()
+    with pytest.raises(EngineError, match="no GPU here; name what to build for: sm75"):
+        choose_target("current")
+    gpu.set(8, 9)
+    assert choose_target("current") is TARGETS["sm89"]
+    assert choose_target("current", "tensorrt").library == "tensorrt"
+    gpu.set(9, 0)
+    assert choose_target("current") == Target(name="sm90", library="tensorrt", gpu="NVIDIA H200")
+    with pytest.raises(EngineError, match=r"this GPU is sm90, .* use --trt_library tensorrt"):
+        choose_target("current", "tensorrt_rtx")
 
 
-def test_library_that_is_not_installed_is_named() -> None:
-    try:
-        import tensorrt  # noqa: F401
-    except ImportError:
-        with pytest.raises(EngineError, match=r"needs tensorrt, .* install rankforge\[tensorrt\]"):
-            load_library(TARGETS["tensorrt"])
+def test_data_centre_library_builds_for_the_gpu_at_hand_alone() -> None:
+    with pytest.raises(EngineError, match="--target=sm80: --trt_library tensorrt builds for the GPU at hand"):
+        choose_target("sm80", "tensorrt")
+
+
+def test_library_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = Gpu(monkeypatch)
+    gpu.set()
+    with pytest.raises(EngineError, match=r"neither tensorrt_rtx nor tensorrt is installed here; install"):
+        choose_target("sm80")
+    if importlib.util.find_spec("tensorrt") is None:
+        with pytest.raises(EngineError, match=r"tensorrt: not installed here; install rankforge\[tensorrt\]"):
+            load_library("tensorrt")
 
 
 def test_build_that_would_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -278,7 +336,7 @@ def test_build_that_would_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch) ->
 def test_what_the_builder_refuses_is_an_error_with_its_reason() -> None:
     lowered: Network = network(spec_of("gpt2"), Mapping(), 0, trt, strip=True, dtype=torch.float16)
     with pytest.raises(EngineError, match=r"TensorRT cannot build this model: .*Error"):
-        build_plan(lowered, target_named("sm80"))
+        build_plan(lowered, choose_target("sm80"))
 
 
 def test_package_is_read_without_tensorrt() -> None:

@@ -12,12 +12,14 @@ from typing import Any
 import pytest
 import torch
 
-from builders.engine_folder import load_engine, read_engine
+from builders.engine_folder import load_engine
+from builders.engine_manifest import TorchManifest, read_engine
 from builders.errors import ArtifactError, LayoutError
 from builders.ops import Step
 from cluster.build import BuildResult, build
 from cluster.build_options import BuildOptions
-from cluster.inspect_engine import inspect_engine, runs_here
+from cluster.inspect_engine import inspect_engine
+from cluster.inspect_kinds import other_compiler
 from cluster.progress import LineReporter
 from cluster.store import listing, prune, verify
 from tests.cluster.test_cli import rankforge
@@ -116,10 +118,9 @@ def test_compiled_by_workers(checkpoint: Path, tmp_path: Path) -> None:
 def test_engine_of_another_torch_does_not_run_here(checkpoint: Path, tmp_path: Path) -> None:
     make(checkpoint, tmp_path / "engine")
     engine = read_engine(tmp_path / "engine")
-    assert runs_here(engine) == "yes"
-    assert runs_here(replace(engine, compiled=True, versions={"torch": "1.0"})).startswith(
-        "no: it was compiled"
-    )
+    assert isinstance(engine, TorchManifest) and other_compiler(engine) is None
+    other = other_compiler(replace(engine, compiled=True, versions={"torch": "1.0"}))
+    assert other is not None and other.startswith("it was compiled with torch 1.0, and this is torch 2")
 
 
 def test_store_lists_verifies_and_prunes(checkpoint: Path, tmp_path: Path) -> None:

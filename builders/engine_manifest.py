@@ -1,0 +1,114 @@
+"""The content of an engine's config.json: one manifest a kind of engine, behind one reader."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from builders.checkpoint import Manifest
+from builders.config_file import Format, format_of, kind_of, read_config
+from builders.errors import ArtifactError
+from builders.keys import content_key
+from builders.limits import Limits
+from builders.store import disk
+from builders.tensor_file import Written
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unit:
+    """One program or plan as it was built: a folder under `programs/`."""
+
+    key: str
+    """Of the program and of all else that decided its files."""
+    files: tuple[Written, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineManifest:
+    """What every kind of engine says of itself."""
+
+    format: ClassVar[Format] = Format(
+        name="rankforge-engine", version=1, remedy="make one with `rankforge build`"
+    )
+
+    kind: str
+    target: str
+    """What it runs on, as `--target` names it."""
+    limits: Limits
+    checkpoint: Manifest
+    units: tuple[Unit, ...]
+    ranks: tuple[int, ...]
+    """For every rank, which of the kind's programs or plans it runs."""
+    versions: Mapping[str, str]
+    """Of the libraries that the units were built with."""
+
+    @property
+    def key(self) -> str:
+        """Equal for engines made of the same parts."""
+        data = {**asdict(self), "checkpoint": self.checkpoint.key}
+        return content_key(format=[self.format.name, self.format.version], **data)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankPrograms:
+    """Which units make up a rank, by number."""
+
+    embed: int | None
+    rotary: int | None
+    blocks: tuple[int, ...]
+    layers: tuple[int, ...]
+    """For every layer, which of the blocks it is."""
+    head: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TorchManifest(EngineManifest):
+    """Programs that hold no weights, and the weights beside them; `ranks` chooses among the programs."""
+
+    kind: Literal["torch"] = "torch"
+    target: Literal["cpu", "cuda"]
+    compiled: bool
+    programs: tuple[RankPrograms, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrtManifest(EngineManifest):
+    """One TensorRT plan a rank; `ranks` chooses among the units."""
+
+    kind: Literal["tensorrt"] = "tensorrt"
+    library: Literal["tensorrt", "tensorrt_rtx"]
+    stripped: bool
+    """The plans hold no weights: they are given the checkpoint's, which lie beside them."""
+
+
+KINDS: Mapping[str, type[TorchManifest] | type[TrtManifest]] = {
+    "torch": TorchManifest,
+    "tensorrt": TrtManifest,
+}
+
+
+def read_engine(folder: Path) -> TorchManifest | TrtManifest:
+    """An engine's manifest, once it is known to be ours and of a kind that is known."""
+    kind = kind_of(folder)
+    if format_of(folder) == EngineManifest.format.name and kind not in KINDS:
+        raise ArtifactError(
+            f"{folder}: an engine of kind {kind!r}; the kinds known here are {', '.join(KINDS)}; "
+            "use the rankforge that made it, or build it again"
+        )
+    manifest: TorchManifest | TrtManifest = read_config(KINDS.get(kind or "", TorchManifest), folder)
+    return manifest
+
+
+def unit_folder(folder: Path, unit: Unit) -> Path:
+    """Where a unit's files lie."""
+    return folder / "programs" / unit.key[:16]
+
+
+def check_unit(folder: Path, unit: Unit) -> None:
+    """Refuse files that are not the ones that were built."""
+    for written in unit.files:
+        file = unit_folder(folder, unit) / written.name
+        if not file.is_file() or disk.sha256(file) != written.sha256:
+            raise ArtifactError(f"{file}: missing, or not the file that was built; build the engine again")

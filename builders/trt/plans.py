@@ -1,0 +1,197 @@
+"""Which plans the ranks of an engine need, and one unit of work for every distinct plan."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from builders.build import program_shape
+from builders.checkpoint import Manifest, rank_tensors
+from builders.engine_manifest import TrtManifest, Unit
+from builders.export import Graphs, export_rank
+from builders.keys import Recipe, content_key
+from builders.limits import Limits
+from builders.program import Program
+from builders.store import Store
+from builders.trt.build import build_plan
+from builders.trt.facts import PLAN, facts_of, write_facts
+from builders.trt.network import lower, profiles_of
+from builders.trt.target import Target, check_target, load_library
+from builders.trt.weights import Weights
+from builders.units import Heard
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanUnit:
+    """One plan to build; plain data that a worker can be sent."""
+
+    recipe: Recipe
+    """Its content key, and what the key is made of."""
+    graphs: Graphs
+    checkpoint: Manifest
+    rank: int
+    """The first of those that run it."""
+    limits: Limits
+    target: Target
+    weights: Path | None
+    """The checkpoint whose weights go into the plan; None where they are given to it when it runs."""
+
+    def build(self, folder: Path, store: Store, heard: Heard) -> None:
+        """Write the plan and what is known of it; what the builder learned goes to the store."""
+        trt, timings = load_library(self.target.library), timing_cache_name(self.target)
+        checkpoint = self.checkpoint
+        network = lower(
+            self.graphs,
+            checkpoint.spec,
+            checkpoint.mapping,
+            self.rank,
+            getattr(torch, checkpoint.dtype),
+            self.limits,
+            trt,
+            self._weights(),
+        )
+        known = store.read_blob(timings) if self.target.is_timed else None
+        plan = build_plan(network, self.target, timing_cache=known or b"", heard=heard)
+        (folder / PLAN).write_bytes(plan.data)
+        write_facts(folder, facts_of(trt, network, plan))
+        if plan.timing_cache:
+            # Of two builds at once the last wins: what the other learned is only measured again.
+            store.write_blob(timings, plan.timing_cache)
+
+    def _weights(self) -> Weights | None:
+        """Hashed before they are mapped: other checkpoints' builds will trust the key."""
+        if self.weights is None:
+            return None
+        return rank_tensors(self.weights, self.checkpoint, self.rank, verify=True).__getitem__
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrtPlan:
+    """Everything that a TensorRT engine takes beside its weights."""
+
+    target: Target
+    stripped: bool
+    units: tuple[PlanUnit, ...]
+    ranks: tuple[int, ...]
+    """For every rank, which of the units is its plan."""
+
+    @property
+    def num_programs(self) -> int:
+        return len(self.units)
+
+    @property
+    def holds_weights(self) -> bool:
+        return not self.stripped
+
+    @property
+    def versions(self) -> Mapping[str, str]:
+        return versions(self.target)
+
+    def manifest(self, checkpoint: Manifest, limits: Limits, units: tuple[Unit, ...]) -> TrtManifest:
+        """The engine's, once its units are built."""
+        return TrtManifest(
+            target=self.target.name,
+            library=self.target.library,
+            stripped=self.stripped,
+            limits=limits,
+            checkpoint=checkpoint,
+            units=units,
+            ranks=self.ranks,
+            versions=self.versions,
+        )
+
+
+def plan_plans(checkpoint: Manifest, folder: Path, limits: Limits, target: Target, *, strip: bool) -> TrtPlan:
+    """Export one rank of every shape; without weights, ranks of equal shape share a plan."""
+    graphs: dict[Any, Graphs] = {}
+    units: dict[str, PlanUnit] = {}
+    ranks = []
+    for rank in range(checkpoint.mapping.world_size):
+        shape = program_shape(checkpoint, rank)
+        if shape not in graphs:
+            graphs[shape] = _exported(checkpoint, rank)
+            check_target(target, checkpoint.spec, graphs[shape], limits)
+        unit = _unit(graphs[shape], checkpoint, rank, limits, target, None if strip else folder)
+        units.setdefault(unit.recipe.key, unit)
+        ranks.append(list(units).index(unit.recipe.key))
+    return TrtPlan(target=target, stripped=strip, units=tuple(units.values()), ranks=tuple(ranks))
+
+
+def _exported(checkpoint: Manifest, rank: int) -> Graphs:
+    """Slots stand in for the paged cache, so its block size is no part of a plan."""
+    return export_rank(checkpoint.spec, checkpoint.mapping, rank, getattr(torch, checkpoint.dtype))
+
+
+def _unit(
+    graphs: Graphs, checkpoint: Manifest, rank: int, limits: Limits, target: Target, weights: Path | None
+) -> PlanUnit:
+    inputs: dict[str, Any] = {
+        "programs": _hashes(graphs),
+        "layers": graphs.layers,
+        "spec": checkpoint.spec.to_json(),
+        "dtype": checkpoint.dtype,
+        "slot_tokens": limits.max_seq_len,
+        "profiles": [asdict(profile) for profile in profiles_of(limits)],
+        "target": {name: getattr(target, name) for name in ("name", "library", "gpu")},
+        "versions": dict(versions(target)),
+        "lowering": _lowering(),
+        "weights": None if weights is None else _weights_of(checkpoint, rank),
+    }
+    return PlanUnit(
+        recipe=Recipe("tensorrt-plan", inputs),
+        graphs=graphs,
+        checkpoint=checkpoint,
+        rank=rank,
+        limits=limits,
+        target=target,
+        weights=weights,
+    )
+
+
+def _hashes(graphs: Graphs) -> dict[str, Any]:
+    def key(program: Program | None) -> str | None:
+        return None if program is None else content_key(program=program.to_json())
+
+    return {
+        "embed": key(graphs.embed),
+        "rotary": key(graphs.rotary),
+        "blocks": list(map(key, graphs.blocks)),
+        "head": key(graphs.head),
+    }
+
+
+def _weights_of(checkpoint: Manifest, rank: int) -> dict[str, Any]:
+    """What decides the weights and constants of a rank."""
+    decided = {"mapping": asdict(checkpoint.mapping), "rank": rank}
+    if checkpoint.random_seed is not None:
+        return {**decided, "random_seed": checkpoint.random_seed}
+    return {**decided, "sha256": checkpoint.ranks[rank].sha256}
+
+
+EXECUTION = ("batches", "device", "load", "runtime")
+"""Files that plans do not depend on."""
+
+
+@cache
+def _lowering() -> str:
+    """Of the code that makes plans of programs: a change to it makes other plans."""
+    files = sorted(file for file in Path(__file__).parent.glob("*.py") if file.stem not in EXECUTION)
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+
+def versions(target: Target) -> Mapping[str, str]:
+    """Of the library that makes plans, and the only one that runs them."""
+    return {target.library: str(load_library(target.library).__version__)}
+
+
+def timing_cache_name(target: Target) -> str:
+    """The blob of the store that holds what a builder learned of a GPU."""
+    (version,) = versions(target).values()
+    gpu = (target.gpu or target.name).replace("/", "-").replace(" ", "-")
+    return f"timing-{target.library}-{version}-{target.name}-{gpu}"

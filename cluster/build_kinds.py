@@ -1,0 +1,59 @@
+"""What each kind of engine makes of the options of `rankforge build`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from builders.build import plan_build
+from builders.checkpoint import Manifest
+from builders.errors import EngineError
+from builders.limits import Limits
+from builders.units import Plan
+from cluster.build_options import TARGETS, BuildOptions
+
+
+def plan_of(options: BuildOptions, checkpoint: Manifest, limits: Limits) -> Plan:
+    """What is to be built for an engine of the kind that the options name."""
+    return _PLANS[options.engine](options, checkpoint, limits)
+
+
+def target_of(options: BuildOptions) -> str:
+    """What the engine is to run on."""
+    return options.target or TARGETS[options.engine][0]
+
+
+def _torch(options: BuildOptions, checkpoint: Manifest, limits: Limits) -> Plan:
+    return plan_build(checkpoint, limits, compiled=not options.no_compile)
+
+
+def _tensorrt(options: BuildOptions, checkpoint: Manifest, limits: Limits) -> Plan:
+    from builders.trt.plans import plan_plans
+    from builders.trt.target import choose_target
+
+    target = choose_target(target_of(options), options.trt_library)
+    return plan_plans(checkpoint, options.checkpoint_dir, limits, target, strip=options.strip_plan)
+
+
+_PLANS: Mapping[str, Callable[[BuildOptions, Manifest, Limits], Plan]] = {
+    "torch": _torch,
+    "tensorrt": _tensorrt,
+}
+
+
+def check_options(options: BuildOptions) -> None:
+    """Refuse what does not go together, before anything is read."""
+    if target_of(options) not in TARGETS[options.engine]:
+        raise EngineError(
+            f"--target={options.target}: not a target of --engine {options.engine}; "
+            f"its targets are {', '.join(TARGETS[options.engine])}"
+        )
+    for name, kind in _OF_ONE_KIND.items():
+        if (
+            getattr(options, name) != BuildOptions.__dataclass_fields__[name].default
+            and kind != options.engine
+        ):
+            raise EngineError(f"--{name}: only for --engine {kind}; leave it out, or add --engine {kind}")
+
+
+_OF_ONE_KIND: Mapping[str, str] = {"no_compile": "torch", "strip_plan": "tensorrt", "trt_library": "tensorrt"}
+"""Options that other kinds have no use for."""
