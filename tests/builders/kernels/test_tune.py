@@ -128,8 +128,8 @@ def test_compiling_many() -> None:
 
 
 def test_a_crash_of_the_compiler_costs_one_source() -> None:
-    result = compile_all(map(source, ["crash", "a", "b"]), 90, 1, compiler)
-    assert sorted(kernel.name for kernel in result.kernels) == ["a", "b"]
+    result = compile_all(map(source, ["crash", "a"]), 90, 1, compiler)
+    assert [kernel.name for kernel in result.kernels] == ["a"]
     assert result.problems == {source("crash"): "the compiler crashed"}
 
 
