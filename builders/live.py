@@ -14,6 +14,7 @@ WRITING = frozenset({"rankforge.attention", "fused.rotate_and_write", "fused.wri
 VIEWS = frozenset(
     """
     getitem aten.to aten.narrow aten.unsqueeze aten.flatten aten.unflatten aten.split_with_sizes aten.chunk
+    fused.rotate_and_write
     """.split()
 )
 """Operators whose result may be their first argument's memory."""
@@ -50,28 +51,25 @@ def _values(args: list[Any]) -> Iterator[str]:
 def last_uses(program: Program) -> tuple[tuple[str, ...], ...]:
     """For every instruction, the results whose memory nothing needs once it has run.
 
-    A result is needed as long as any view of it is, and for good where it is an output. Inputs, weights
-    and constants belong to whoever gave them and never end.
+    Results that may share memory end together. Those that may share it with an output, or with what the
+    program was given, never end.
     """
-    needed: set[str] = set()
-    ended: list[tuple[str, ...]] = []
-    owners = _owners(program)
+    shared = _sharing(program)
     results = {step.out for step in program.instructions}
-    for name in program.outputs:
-        needed |= owners.get(name, {name})
+    needed = {shared.get(name, name) for name in program.outputs}
+    needed |= {owner for owner in shared.values() if owner not in results}
+    ended = []
     for step in reversed(program.instructions):
-        used = {owner for value in (step.out, *values_of(step)) for owner in owners.get(value, ())}
-        ended.append(tuple(sorted((used & results) - needed)))
+        used = {shared[name] for name in (step.out, *values_of(step)) if name in shared} - needed
+        ended.append(tuple(name for name in shared if shared[name] in used))
         needed |= used
     return tuple(reversed(ended))
 
 
-def _owners(program: Program) -> dict[str, set[str]]:
-    """For every result, the values whose memory it may be, itself among them."""
-    owners: dict[str, set[str]] = {}
+def _sharing(program: Program) -> dict[str, str]:
+    """For every result, the first value whose memory it may be: its own name where that is new."""
+    shared: dict[str, str] = {}
     for step in program.instructions:
-        owners[step.out] = {step.out}
-        if step.op in VIEWS:
-            for value in values_of(step):
-                owners[step.out] |= owners.get(value, {value})
-    return owners
+        viewed = next(values_of(step)) if step.op in VIEWS else step.out
+        shared[step.out] = shared.get(viewed, viewed)
+    return shared

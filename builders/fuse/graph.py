@@ -42,6 +42,18 @@ class Graph:
             return None
         return step
 
+    def chain(self, arg: Any, *ops: str) -> Instruction | None:
+        """The first of several instructions, each the `sole` maker of the next one's first argument.
+
+        The operators are given from the last to the first.
+        """
+        step = None
+        for op in ops:
+            step = self.sole(step.args[0] if step else arg, op)
+            if step is None:
+                return None
+        return step
+
     @cached_property
     def types(self) -> dict[str, TensorType]:
         """Of every value that is a tensor."""

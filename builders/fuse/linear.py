@@ -124,13 +124,11 @@ def before_gate(graph: Graph, step: Instruction) -> tuple[Instruction, ...] | No
 
 def _gate(graph: Graph, arg: Any) -> tuple[str | None, Instruction | None]:
     """The activation, and what it is applied to if that is a part of something."""
-    last = graph.sole(arg, "aten.silu", "aten.relu", "aten.gelu", "aten.square")
-    if last is None:
-        return None, None
-    if last.op != "aten.square":
-        return _activation(last), graph.sole(last.args[0], "getitem")
-    relu = graph.sole(last.args[0], "aten.relu")
-    return ("relu2", graph.sole(relu.args[0], "getitem")) if relu else (None, None)
+    half = graph.chain(arg, "aten.square", "aten.relu", "getitem")
+    if half is not None:
+        return "relu2", half
+    last = graph.sole(arg, "aten.silu", "aten.relu", "aten.gelu")
+    return (_activation(last), graph.sole(last.args[0], "getitem")) if last else (None, None)
 
 
 def _gated(graph: Graph, gate: Instruction, up: Instruction, activation: str) -> Linear | None:

@@ -57,6 +57,7 @@ def rotate_and_write(
     """q [T, heads, D], rotated; k, rotated, and v go to the cache.
 
     qkv [T, (heads + 2 kv heads) · D] is first limited to ±clip; without cos and sin nothing is rotated.
+    q may be the memory of its part of qkv.
     """
     kv_heads, dim = k_cache.shape[2:]
     packed = (qkv if clip is None else qkv.clamp(-clip, clip)).unflatten(-1, (-1, dim))
@@ -81,9 +82,36 @@ def attend(
     return attended(q, k_cache, v_cache, positions, sequences, block_table, *settings)  # type: ignore[arg-type]
 
 
+def embed(
+    ids: Tensor,
+    weight: Tensor,
+    first: Tensor | None,
+    scale: float,
+    positions: Tensor | None,
+    position_weight: Tensor | None,
+) -> Tensor:
+    """Rows of `weight` times `scale`, plus rows of `position_weight`.
+
+    With `first`, `weight` holds only the rows from there on; ids of other rows give zeros.
+    """
+    x = F.embedding(ids, weight) if first is None else _held(ids - first, weight)
+    if scale != 1:
+        x = x * scale
+    if positions is None or position_weight is None:
+        return x
+    return x + F.embedding(positions, position_weight)
+
+
+def _held(local: Tensor, weight: Tensor) -> Tensor:
+    rows = weight.shape[0]
+    held = (local >= 0) & (local < rows)
+    return F.embedding(local.clamp(0, rows - 1), weight) * held[:, None].to(weight.dtype)
+
+
 def fused_operators() -> Operators:
     """Every operator that `fused` adds."""
     return {
+        "fused.embed": embed,
         "fused.linear": linear,
         "fused.rotate_and_write": rotate_and_write,
         "fused.write": write,

@@ -1,4 +1,4 @@
-"""Launcher of the kernel that takes packed q, k and v to where attention reads them."""
+"""Launchers of what takes q, k and v to where attention reads them."""
 
 from __future__ import annotations
 
@@ -80,3 +80,47 @@ def rotate_and_write(
     )
     grid = (qkv.shape[0], cdiv(packed, config.blocks["BLOCK_H"]))
     return [call("cache.rotate_and_write", args, constants, grid, config)]
+
+
+ROTATE_CONFIGS = tuple(Config(blocks={"BLOCK_H": heads}, warps=warps) for heads, warps in ((4, 1), (8, 4)))
+PLAIN_WRITE_CONFIGS = tuple(Config(blocks={}, warps=warps) for warps in (1, 4, 8))
+
+
+def rotate(x: Tensor, angles: tuple[Tensor, Tensor], config: Config, *, out: Tensor) -> list[Call]:
+    """out [T, heads, D], contiguous, for x whose heads' columns are; for heads that are not packed."""
+    _, heads, dim = x.shape
+    constants: dict[str, Constant] = {
+        "HEADS": heads,
+        "DIM": dim,
+        "HALF": angles[0].shape[1],
+        "X_STRIDE": x.stride(0),
+        "HEAD_STRIDE": x.stride(1),
+        "BLOCK_D": power_of_two(dim),
+    }
+    grid = (x.shape[0], cdiv(heads, config.blocks["BLOCK_H"]))
+    return [call("cache.rotate", (out, x, *angles), constants, grid, config)]
+
+
+def write(k: Tensor, v: Tensor, cache: Paged, config: Config) -> list[Call]:
+    """k and v [T, kv heads, D], each token's heads side by side, to the cache."""
+    width = k.shape[1] * k.shape[2]
+    constants: dict[str, Constant] = {
+        "WIDTH": width,
+        "TOKENS": cache.k.shape[1],
+        "K_STRIDE": k.stride(0),
+        "V_STRIDE": v.stride(0),
+        "BLOCK": power_of_two(width),
+    }
+    args = (
+        k,
+        v,
+        cache.positions,
+        cache.sequences,
+        cache.block_table,
+        cache.k,
+        cache.v,
+        cache.k_scale,
+        cache.v_scale,
+        cache.block_table.stride(0),
+    )
+    return [call("cache.write", args, constants, (k.shape[0],), config)]

@@ -63,9 +63,11 @@ def gemv(
     ups = ()
     for i in tl.static_range(DEPTH):
         if i < PART:
-            gates = gates + (weight_tile(start, split * PART + i, live, K, BLOCK_N, BLOCK_K, FULL),)
+            gates = gates + (weight_tile(start, split * PART + i, live, K, BLOCK_N, BLOCK_K, FULL, True),)
             if GATED:
-                ups = ups + (weight_tile(start + N * K, split * PART + i, live, K, BLOCK_N, BLOCK_K, FULL),)
+                ups = ups + (
+                    weight_tile(start + N * K, split * PART + i, live, K, BLOCK_N, BLOCK_K, FULL, True),
+                )
     await_previous(OVERLAP)
     mean = 0.0
     scale = 1.0
@@ -76,10 +78,14 @@ def gemv(
     up_sums = tl.zeros([BLOCK_N, BLOCK_K], tl.float32) if GATED else 0.0
     for i in tl.static_range(PART):
         if i + DEPTH < PART:
-            gates = gates + (weight_tile(start, split * PART + i + DEPTH, live, K, BLOCK_N, BLOCK_K, FULL),)
+            gates = gates + (
+                weight_tile(start, split * PART + i + DEPTH, live, K, BLOCK_N, BLOCK_K, FULL, True),
+            )
             if GATED:
                 ups = ups + (
-                    weight_tile(start + N * K, split * PART + i + DEPTH, live, K, BLOCK_N, BLOCK_K, FULL),
+                    weight_tile(
+                        start + N * K, split * PART + i + DEPTH, live, K, BLOCK_N, BLOCK_K, FULL, True
+                    ),
                 )
         col = (split * PART + i) * BLOCK_K + tl.arange(0, BLOCK_K)
         value = columns(x, col, K, BLOCK_K * PART * SPLIT)
@@ -206,7 +212,7 @@ def dot(
         value = tl.load(
             x + row[:, None] * K + at[None, :], mask=(row < rows)[:, None] & (at < K)[None, :], other=0.0
         )
-        gates = weight_tile(start, step, live, K, BLOCK_N, BLOCK_K, FULL)
+        gates = weight_tile(start, step, live, K, BLOCK_N, BLOCK_K, FULL, True)
         if NORM != "none":
             wide = value.to(tl.float32)
             if LATE:
@@ -225,7 +231,7 @@ def dot(
             value = wide.to(x.dtype.element_ty)
         sums = tl.dot(gates, tl.trans(value), sums, input_precision="ieee")
         if GATED:
-            ups = weight_tile(start + N * K, step, live, K, BLOCK_N, BLOCK_K, FULL)
+            ups = weight_tile(start + N * K, step, live, K, BLOCK_N, BLOCK_K, FULL, True)
             up_sums = tl.dot(ups, tl.trans(value), up_sums, input_precision="ieee")
     if LATE:
         scale = tl.rsqrt(squares / K + eps)

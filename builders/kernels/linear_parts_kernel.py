@@ -9,16 +9,24 @@ from builders.kernels.parts_kernel import activated
 
 @triton.jit
 def weight_tile(
-    start, step, live, K: tl.constexpr, ROWS: tl.constexpr, BLOCK_K: tl.constexpr, FULL: tl.constexpr
+    start,
+    step,
+    live,
+    K: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    FULL: tl.constexpr,
+    ONCE: tl.constexpr,
 ):
-    """[ROWS, BLOCK_K] of a weight, read once and by nobody else."""
+    """[ROWS, BLOCK_K] of a weight; ONCE: nobody else will read it."""
+    POLICY: tl.constexpr = "evict_first" if ONCE else ""
     col = step * BLOCK_K + tl.arange(0, BLOCK_K)
     at = start + tl.arange(0, ROWS)[:, None] * K + col[None, :]
     if FULL:
-        return tl.load(at, eviction_policy="evict_first")
+        return tl.load(at, eviction_policy=POLICY)
     else:
         inside = live[:, None] & (col < K)[None, :]
-        return tl.load(at, mask=inside, other=0.0, eviction_policy="evict_first")
+        return tl.load(at, mask=inside, other=0.0, eviction_policy=POLICY)
 
 
 @triton.jit

@@ -34,17 +34,22 @@ def norm(
     add: Tensor | None = None,
     total: Tensor | None = None,
 ) -> list[Call]:
-    """out = norm(x + add), and total = x + add where there is something to add; rows [T, H]."""
-    width = x.shape[-1]
+    """out = norm(x + add), and total = x + add where there is something to add; rows [T, H].
+
+    Or every head of x [T, heads, D] on its own. x may be part of something wider, the others are contiguous.
+    """
+    width, heads = x.shape[-1], x.shape[1] if x.dim() == 3 else 1
     constants: dict[str, Constant] = {
         "WIDTH": width,
+        "HEADS": heads,
         "STRIDE": x.stride(0),
+        "HEAD_STRIDE": x.stride(1) if heads > 1 else 0,
         "CENTERED": norm.kind != "rmsnorm",
         "ONE_PLUS": norm.kind == "layernorm1p",
         "BLOCK": power_of_two(width),
     }
     args = (out, x, add, total, norm.weight, norm.bias, float(norm.eps))
-    return [call("norm.norm", args, constants, (x.shape[0],), config)]
+    return [call("norm.norm", args, constants, (x.shape[0] * heads,), config)]
 
 
 def activation(x: Tensor, kind: str, gated: bool, config: Config, *, out: Tensor) -> list[Call]:

@@ -17,20 +17,23 @@ def norm(
     bias,
     eps,
     WIDTH: tl.constexpr,
+    HEADS: tl.constexpr,
     STRIDE: tl.constexpr,
+    HEAD_STRIDE: tl.constexpr,
     CENTERED: tl.constexpr,
     ONE_PLUS: tl.constexpr,
     BLOCK: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
-    """y = norm(x + residual), and total = x + residual; a program a row."""
+    """y = norm(x + residual), and total = x + residual; a program a row, or a head of a row."""
     release_next(OVERLAP)
     row = tl.program_id(0).to(tl.int64)
     col = tl.arange(0, BLOCK)
     live = col < WIDTH
     gain = tl.load(weight + col, mask=live, other=0.0).to(tl.float32)
     await_previous(OVERLAP)
-    value = tl.load(x + row * STRIDE + col, mask=live, other=0.0)
+    at = x + row // HEADS * STRIDE + row % HEADS * HEAD_STRIDE
+    value = tl.load(at + col, mask=live, other=0.0)
     if residual is not None:
         added = value.to(tl.float32) + tl.load(residual + row * WIDTH + col, mask=live, other=0.0).to(
             tl.float32

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
+from functools import cache
 from multiprocessing import get_context
 
 import torch
@@ -97,7 +98,7 @@ def _collect(source: Source, future: Future[Compiled], result: CompiledAll) -> b
 def tune(
     candidates: Iterable[Candidate], out: Tensor, run: Runner, timer: Timer, *, tolerance: float = 0.02
 ) -> Measured:
-    """The fastest candidate; `out` is what the first round of each writes."""
+    """The fastest of candidates that agree; `out` is what the first round of each writes."""
     return choose(measure(candidates, out, run, timer, tolerance=tolerance))
 
 
@@ -113,11 +114,16 @@ def choose(measured: Iterable[Measured]) -> Measured:
 
 
 def measure(
-    candidates: Iterable[Candidate], out: Tensor, run: Runner, timer: Timer, *, tolerance: float
+    candidates: Iterable[Candidate],
+    out: Tensor,
+    run: Runner,
+    timer: Timer,
+    *,
+    tolerance: float,
+    expected: Tensor | None = None,
 ) -> list[Measured]:
-    """Check each candidate against the first that runs, and time it."""
+    """Check each candidate against what is expected, or else the first that runs, and time it."""
     measured: list[Measured] = []
-    expected: Tensor | None = None
     for candidate in candidates:
         out.fill_(float("nan"))
         try:
@@ -140,7 +146,7 @@ def _difference(out: Tensor, expected: Tensor | None, tolerance: float) -> str:
         return ""
     error = (out.float() - expected.float()).abs().max().item()
     limit = tolerance * expected.float().abs().max().item()
-    return "" if error <= limit else f"differs from the first candidate by {error:.3g}, more than {limit:.3g}"
+    return "" if error <= limit else f"differs from what is expected by {error:.3g}, more than {limit:.3g}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,15 +172,23 @@ class GraphTimer:
 
 
 def _captured(work: Callable[[], object]) -> torch.cuda.CUDAGraph:
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
+    graph, side = torch.cuda.CUDAGraph(), _side_stream()
+    torch.cuda.synchronize()
     with torch.cuda.stream(side):
         work()  # what is loaded or allocated on a first call cannot be captured
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=side):
-        work()
+        torch.cuda.synchronize()
+        graph.capture_begin()
+        try:
+            work()
+        finally:
+            graph.capture_end()
     return graph
+
+
+@cache
+def _side_stream() -> torch.cuda.Stream:
+    """Nothing can be captured on the default stream, and libraries keep memory for every other."""
+    return torch.cuda.Stream()
 
 
 def _elapsed(work: Callable[[], object]) -> float:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from builders.kernels.cache import Paged, rotate_and_write
+from builders.kernels.cache import Paged, rotate, rotate_and_write, write
 from builders.kernels.call import Config, Runner
 from builders.ops import rotated
 from tests.builders.kernels.steps import BLOCK, chunks_of, paged
@@ -87,3 +87,29 @@ def written(part: Tensor, new: Tensor, scale: Tensor | None, cache: Paged) -> Te
             page = cache.block_table[sequence, position // BLOCK]
             after[page, position % BLOCK] = (new[token] / quantum).to(part.dtype)
     return after
+
+
+@pytest.mark.parametrize("half", [16, 12, 5])
+def test_rotate(half: int, run: Runner, assert_near: Callable[[Tensor, Tensor], None]) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(3, 7 * 32).to(torch.bfloat16).unflatten(1, (7, 32))[:, 1:6]
+    angles = torch.rand(3, half), torch.rand(3, half)
+    out = torch.empty(3, 5, 32, dtype=x.dtype)
+    run(rotate(x, angles, Config(blocks={"BLOCK_H": 4}), out=out))
+    assert_near(out, rotated(x.float(), *angles))
+
+
+@pytest.mark.parametrize("cached", [torch.float16, torch.float8_e4m3fn])
+def test_write(cached: torch.dtype, run: Runner, assert_near: Callable[[Tensor, Tensor], None]) -> None:
+    torch.manual_seed(0)
+    scaled = cached is torch.float8_e4m3fn
+    cache = paged(chunks_of((0, 2), (14, 3)), 3, 20, cached, padding=2, scaled=scaled)
+    packed = torch.randn(cache.positions.shape[0], 8, 20).to(torch.float16)
+    k, v = packed[:, 1:4], packed[:, 5:]
+    expected_k, expected_v = (
+        written(cache.k, k, cache.k_scale, cache),
+        written(cache.v, v, cache.v_scale, cache),
+    )
+    run(write(k, v, cache, Config(blocks={})))
+    assert_near(cache.k, expected_k)
+    assert_near(cache.v, expected_v)

@@ -17,9 +17,33 @@ from builders.kernels.attention import (
     decode_configs,
     tiled,
 )
-from builders.kernels.cache import WRITE_CONFIGS, Paged, rotate_and_write
+from builders.kernels.cache import (
+    PLAIN_WRITE_CONFIGS,
+    ROTATE_CONFIGS,
+    WRITE_CONFIGS,
+    Paged,
+    rotate,
+    rotate_and_write,
+    write,
+)
 from builders.kernels.call import Call, Config, Source
+from builders.kernels.embedding import EMBED_CONFIGS, embed
 from builders.kernels.linear import Linear, Scratch, linear, linear_configs
+from builders.kernels.moe import (
+    COMBINE_CONFIGS,
+    Experts,
+    Routed,
+    Sorted,
+    combine,
+    few_configs,
+    few_down,
+    few_up,
+    grouped_configs,
+    grouped_down,
+    grouped_up,
+    route,
+    sort,
+)
 from builders.kernels.norm import ACTIVATION_CONFIGS, NORM_CONFIGS, Norm, activation, norm
 from tests.builders.kernels.workers import compiles, pool
 
@@ -80,7 +104,44 @@ def calls() -> Iterator[Call]:
     yield from activation(empty(16, 28672), "gelu_tanh", True, ACTIVATION_CONFIGS[0], out=empty(16, 14336))
 
 
-CALLS = list(calls())
+def other_calls() -> Iterator[Call]:
+    """Embedding, and attention's surroundings in models that norm q and k."""
+    ids, x = empty(16, dtype=torch.int64), empty(16, 4096)
+    first = empty(1, dtype=torch.int64)
+    yield from embed(
+        ids, x, EMBED_CONFIGS[0], out=x, first=first, scale=2.0, positions=ids, position_weight=x
+    )
+    heads = empty(16, 8, 128)
+    yield from norm(heads, replace(RMS, weight=empty(128)), NORM_CONFIGS[0], out=heads)
+    yield from rotate(heads, ANGLES, ROTATE_CONFIGS[0], out=heads)
+    yield from write(heads, heads, CACHE, PLAIN_WRITE_CONFIGS[0])
+
+
+def moe_calls() -> Iterator[Call]:
+    """Mixtral's experts."""
+    x, hidden, parts = empty(64, 4096), empty(128, 14336), empty(128, 4096)
+    experts = Experts(
+        up=empty(8, 28672, 4096),
+        down=empty(8, 4096, 14336),
+        first=empty(1, dtype=torch.int64),
+        top_k=2,
+        activation="silu",
+        gated=True,
+    )
+    routed = Routed(share=empty(64, 2, dtype=torch.float32), chosen=empty(64, 2, dtype=torch.int32))
+    by_expert = Sorted(order=empty(128, dtype=torch.int32), tiles=empty(16, 3, dtype=torch.int32))
+    up, down = few_configs(4096)[0], few_configs(14336)[0]
+    yield from route(empty(64, 8), True, out=routed)
+    yield from few_up(x, experts, routed, up, hidden=hidden)
+    yield from few_down(hidden, experts, routed, down, out=x, residual=x)
+    config = grouped_configs(128, 8)[0]
+    yield from sort(routed, experts, 16, out=by_expert)
+    yield from grouped_up(x, experts, by_expert, config, hidden=hidden)
+    yield from grouped_down(hidden, experts, by_expert, config, parts=parts)
+    yield from combine(parts, experts, routed, COMBINE_CONFIGS[0], out=x, residual=x)
+
+
+CALLS = [*calls(), *other_calls(), *moe_calls()]
 
 
 @pytest.fixture(scope="module")

@@ -41,6 +41,15 @@ def test_norm_of_a_sum(run: Runner, assert_near: Near) -> None:
     assert_near(out, normed((x + add).float(), parameters))
 
 
+def test_norm_of_heads(run: Runner, assert_near: Near) -> None:
+    torch.manual_seed(0)
+    heads = torch.randn(3, 5 * 24).unflatten(1, (5, 24))[:, 1:4]
+    parameters = Norm(kind="rmsnorm", eps=1e-5, weight=torch.randn(24))
+    out = torch.empty(3, 3, 24)
+    run(norm(heads, parameters, Config(blocks={}), out=out))
+    assert_near(out, normed(heads.flatten(0, 1), parameters).unflatten(0, (3, 3)))
+
+
 @pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize("kind", get_args(Activation))
 def test_activation(kind: Activation, gated: bool, run: Runner, assert_near: Near) -> None:

@@ -78,11 +78,20 @@ def test_wrong_and_failed_candidates_are_left_out() -> None:
     assert [one.problem for one in results] == [
         "CUDA driver error 701: too many resources requested for launch",
         "",
-        "differs from the first candidate by 9, more than 0.02",
+        "differs from what is expected by 9, more than 0.02",
         "results that are not finite",
         "",
     ]
     assert tune(candidates, device.out, device.run, device.timer).config == config(1)
+
+
+def test_the_first_candidate_can_be_wrong() -> None:
+    device = Device({1: 1.0})
+    candidates = [device.candidate(10), device.candidate(1)]
+    results = measure(
+        candidates, device.out, device.run, device.timer, tolerance=0.02, expected=torch.ones(4)
+    )
+    assert choose(results).config == config(1)
 
 
 def test_a_candidate_that_writes_nothing_is_wrong() -> None:
@@ -119,8 +128,8 @@ def test_compiling_many() -> None:
 
 
 def test_a_crash_of_the_compiler_costs_one_source() -> None:
-    result = compile_all(map(source, ["crash", "a", "b"]), 90, 1, compiler)
-    assert sorted(kernel.name for kernel in result.kernels) == ["a", "b"]
+    result = compile_all(map(source, ["crash", "a"]), 90, 1, compiler)
+    assert [kernel.name for kernel in result.kernels] == ["a"]
     assert result.problems == {source("crash"): "the compiler crashed"}
 
 
