@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from builders.kernels.call import Config, Source
-from builders.kernels.driver import Kernels
+from builders.kernels.driver import Compiled, Kernels
 from builders.kernels.tune import Candidate, GraphTimer, Measured, choose, compile_all, measure
 
 BF16 = torch.bfloat16
@@ -27,6 +27,8 @@ class Device:
     l2_bytes: int
     read_bytes_per_s: float
     processes: int
+    known: dict[Source, Compiled | None] = field(default_factory=dict)
+    """What this process has compiled so far; None did not compile."""
 
     @property
     def overlaps(self) -> tuple[bool, ...]:
@@ -64,18 +66,21 @@ def opened(processes: int) -> Device:
 
 
 def compiled(device: Device, sources: Iterable[Source]) -> Kernels:
-    """All that compile, and how many there are."""
+    """All that compile, those that are new in several processes, and how many these are."""
     start = time.monotonic()
-    result = compile_all(sources, device.capability, device.processes)
+    new = [source for source in sources if source not in device.known]
+    result = compile_all(new, device.capability, device.processes)
+    device.known.update({kernel.source: kernel for kernel in result.kernels} | dict.fromkeys(result.problems))
     kinds = Counter(problem.split(":")[0] for problem in result.problems.values())
-    print(
-        f"  {len(result.kernels)} kernels compiled in {time.monotonic() - start:.1f} s"
-        + "".join(f", {count} {kind}" for kind, count in kinds.items()),
-        flush=True,
-    )
+    if new:
+        print(
+            f"  {len(result.kernels)} kernels compiled in {time.monotonic() - start:.1f} s"
+            + "".join(f", {count} {kind}" for kind, count in kinds.items()),
+            flush=True,
+        )
     for problem in {p for p in result.problems.values() if not p.startswith("KernelTooLarge")}:
         print(f"  {problem[:300]}", flush=True)
-    return Kernels(result.kernels)
+    return Kernels(kernel for kernel in device.known.values() if kernel)
 
 
 def sources_of(candidates: Iterable[Candidate]) -> list[Source]:

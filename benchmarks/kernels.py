@@ -22,13 +22,15 @@ import torch
 from benchmarks.device import Device, opened
 from benchmarks.kernels_attention import bench_decode, bench_prefill
 from benchmarks.kernels_linear import LAYERS, bench_layer
+from benchmarks.kernels_moe import bench_moe
 
 PARTS: Mapping[str, Callable[[Device], None]] = {
     **{name: partial(bench_layer, name) for name in LAYERS},
     "decode": bench_decode,
     "prefill": bench_prefill,
+    "moe": bench_moe,
 }
-"""Linear layers by their names, then attention."""
+"""Linear layers by their names, attention, and Mixtral's experts."""
 
 
 def main() -> None:

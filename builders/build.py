@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -71,7 +71,17 @@ class BuildPlan:
         )
 
 
-def plan_build(checkpoint: Manifest, limits: Limits, *, compiled: bool) -> BuildPlan:
+Rewrite = Callable[[Program], Program]
+
+
+def as_exported(program: Program) -> Program:
+    """No rewriting."""
+    return program
+
+
+def plan_build(
+    checkpoint: Manifest, limits: Limits, *, compiled: bool, rewritten: Rewrite = as_exported
+) -> BuildPlan:
     """Export one rank of every shape: ranks of equal shape, and layers of equal structure, share."""
     units: dict[str, UnitPlan] = {}
     programs: dict[Any, RankPrograms] = {}
@@ -86,7 +96,7 @@ def plan_build(checkpoint: Manifest, limits: Limits, *, compiled: bool) -> Build
                 getattr(torch, checkpoint.dtype),
                 limits.tokens_per_block,
             )
-            programs[shape] = _numbered(graphs, units, compiled=compiled)
+            programs[shape] = _numbered(graphs, units, rewritten, compiled=compiled)
         ranks.append(list(programs).index(shape))
     return BuildPlan(
         compiled=compiled,
@@ -104,11 +114,13 @@ def program_shape(checkpoint: Manifest, rank: int) -> Any:
     return replace(shape, layers=range(len(shape.layers)))
 
 
-def _numbered(graphs: Graphs, units: dict[str, UnitPlan], *, compiled: bool) -> RankPrograms:
+def _numbered(
+    graphs: Graphs, units: dict[str, UnitPlan], rewritten: Rewrite, *, compiled: bool
+) -> RankPrograms:
     def number(program: Program | None, compiled: bool) -> int | None:
         if program is None:
             return None
-        plan = unit_plan(program, compiled=compiled)
+        plan = unit_plan(rewritten(program), compiled=compiled)
         units.setdefault(plan.recipe.key, plan)
         return list(units).index(plan.recipe.key)
 

@@ -104,12 +104,14 @@ def load_rank(folder: Path, rank: int, *, verify: bool = False) -> Decoder:
     return decoder
 
 
-def rank_tensors(folder: Path, manifest: Manifest, rank: int, *, verify: bool = False) -> dict[str, Tensor]:
-    """A rank's weights by name; a tied head is a view of the embedding."""
+def rank_tensors(
+    folder: Path, manifest: Manifest, rank: int, *, verify: bool = False, device: str = "cpu"
+) -> dict[str, Tensor]:
+    """A rank's weights by name, read straight to the device; a tied head is a view of the embedding."""
     if manifest.random_seed is None:
-        tensors = _stored(folder, manifest, rank, verify)
+        tensors = _stored(folder, manifest, rank, verify, device)
     else:
-        tensors = _made_up(manifest, rank)
+        tensors = {name: tensor.to(device) for name, tensor in _made_up(manifest, rank).items()}
     place, shape = manifest.mapping.place(rank), rank_shape(manifest.spec, manifest.mapping, rank)
     if shape.last and "head.weight" not in tensors:
         first = 0 if manifest.mapping.embedding_split == "vocab" else place.tp * shape.vocab_size
@@ -117,11 +119,11 @@ def rank_tensors(folder: Path, manifest: Manifest, rank: int, *, verify: bool = 
     return tensors
 
 
-def _stored(folder: Path, manifest: Manifest, rank: int, verify: bool) -> dict[str, Tensor]:
+def _stored(folder: Path, manifest: Manifest, rank: int, verify: bool, device: str) -> dict[str, Tensor]:
     written = manifest.ranks[rank]
     file = folder / written.name
     check_file(file, written, verify=verify)
-    return load_file(file)
+    return load_file(file, device=device)
 
 
 def check_file(file: Path, written: Written, *, verify: bool) -> None:

@@ -27,8 +27,10 @@ from builders.program import Program
 PROGRAM, PACKAGE = "program.json", "program.pt2"
 
 
-def load_engine(folder: Path, rank: int, *, num_blocks: int) -> Engine:
+def load_engine(folder: Path, rank: int, *, num_blocks: int, device: str | None = None) -> Engine:
     """One rank, with an empty cache of `num_blocks` blocks. Nothing is compiled.
+
+    `device` is which of several CUDA devices; what the engine was built for decides all else.
 
     Programs and plans are code: their hashes are checked before they are loaded.
     """
@@ -37,10 +39,17 @@ def load_engine(folder: Path, rank: int, *, num_blocks: int) -> Engine:
         from builders.trt.load import load_plan  # a torch engine takes none of this
 
         return load_plan(folder, manifest, rank, num_blocks=num_blocks)
-    return _load_torch(folder, manifest, rank, num_blocks)
+    pieces = _pieces(folder, manifest, manifest.programs[manifest.ranks[rank]])
+    if manifest.target != "cpu":
+        from builders.cuda.load import load_cuda
+
+        return load_cuda(folder, manifest, pieces, rank, num_blocks=num_blocks, device=device or "cuda:0")
+    return _load_torch(folder, manifest, pieces, rank, num_blocks)
 
 
-def _load_torch(folder: Path, manifest: TorchManifest, rank: int, num_blocks: int) -> TorchEngine:
+def _load_torch(
+    folder: Path, manifest: TorchManifest, pieces: Pieces, rank: int, num_blocks: int
+) -> TorchEngine:
     checkpoint = manifest.checkpoint
     spec, mapping = checkpoint.spec, checkpoint.mapping
     tensors = {
@@ -48,7 +57,7 @@ def _load_torch(folder: Path, manifest: TorchManifest, rank: int, num_blocks: in
         **rank_constants(spec, mapping, rank),
     }
     return TorchEngine(
-        _pieces(folder, manifest, manifest.programs[manifest.ranks[rank]]),
+        pieces,
         rank_shape(spec, mapping, rank).layers.start,
         tensors,
         new_caches(manifest, rank, num_blocks),

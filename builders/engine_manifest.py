@@ -45,6 +45,11 @@ class EngineManifest:
     """Of the libraries that the units were built with."""
 
     @property
+    def every_unit(self) -> tuple[Unit, ...]:
+        """All that lie under `programs/`."""
+        return self.units
+
+    @property
     def key(self) -> str:
         """Equal for engines made of the same parts."""
         data = {**asdict(self), "checkpoint": self.checkpoint.key}
@@ -68,9 +73,16 @@ class TorchManifest(EngineManifest):
     """Programs that hold no weights, and the weights beside them; `ranks` chooses among the programs."""
 
     kind: Literal["torch"] = "torch"
-    target: Literal["cpu", "cuda"]
     compiled: bool
     programs: tuple[RankPrograms, ...]
+    kernels: tuple[Unit, ...] = ()
+    """What a CUDA device executes: one unit for every place and number of rows that was chosen for."""
+    timed_on: str | None = None
+    """The device that the kernels were chosen on; None where the likeliest were taken."""
+
+    @property
+    def every_unit(self) -> tuple[Unit, ...]:
+        return (*self.units, *self.kernels)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,7 @@ from builders.limits import Limits, check_limits
 from builders.store import Store, disk
 from builders.tensor_file import Written
 from builders.units import Plan
-from cluster.build_kinds import check_options, plan_of
+from cluster.build_kinds import check_options, plan_of, workers_of
 from cluster.build_options import BuildOptions
 from cluster.output import drafts_beside, place, real_place
 from cluster.progress import Reporter
@@ -78,7 +78,7 @@ def build(options: BuildOptions, report: Reporter) -> BuildResult:
     report.start([WHOLE] * len(plan.units), f"build {options.output_dir}", "percent")
     before = {entry.key for entry in store.listing()}
     try:
-        build_units(plan.units, store.root, workers=options.workers, advance=report.advance)
+        build_units(plan.units, store.root, workers=workers_of(options), advance=report.advance)
     finally:
         report.finish()
     clock.phase("build")
@@ -136,7 +136,7 @@ def _assemble(
     draft: Path, manifest: EngineManifest, checkpoint_dir: Path, store: Store, *, holds_weights: bool
 ) -> None:
     """Programs, weights unless they are in them, tokenizer, generation settings, and the manifest last."""
-    for unit in manifest.units:
+    for unit in manifest.every_unit:
         with store.open(unit.key) as entry:
             folder = unit_folder(draft, unit)
             folder.mkdir(parents=True)
@@ -174,8 +174,8 @@ def _result(
         num_ranks=len(manifest.ranks),
         num_programs=plan.num_programs,
         num_units=len(plan.units),
-        num_built=sum(unit.key not in before for unit in manifest.units),
-        program_bytes=sum(file.num_bytes for unit in manifest.units for file in unit.files),
+        num_built=sum(unit.key not in before for unit in manifest.every_unit),
+        program_bytes=sum(file.num_bytes for unit in manifest.every_unit for file in unit.files),
         seconds=clock.seconds,
         reused=reused,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 
 from builders.build import plan_build
@@ -22,8 +23,22 @@ def target_of(options: BuildOptions) -> str:
     return options.target or TARGETS[options.engine][0]
 
 
+def workers_of(options: BuildOptions) -> int:
+    """Compiling kernels keeps one core busy each; other compilers use all cores themselves."""
+    by_default = 1 if target_of(options) not in _CUDA else os.cpu_count() or 1
+    return options.workers or by_default
+
+
+_CUDA = frozenset(TARGETS["torch"]) - {"cpu"}
+
+
 def _torch(options: BuildOptions, checkpoint: Manifest, limits: Limits) -> Plan:
-    return plan_build(checkpoint, limits, compiled=not options.no_compile)
+    if target_of(options) == "cpu":
+        return plan_build(checkpoint, limits, compiled=not options.no_compile)
+    from builders.cuda.plans import plan_cuda
+    from builders.cuda.target import choose_target
+
+    return plan_cuda(checkpoint, limits, choose_target(target_of(options)))
 
 
 def _tensorrt(options: BuildOptions, checkpoint: Manifest, limits: Limits) -> Plan:
@@ -46,6 +61,11 @@ def check_options(options: BuildOptions) -> None:
         raise EngineError(
             f"--target={options.target}: not a target of --engine {options.engine}; "
             f"its targets are {', '.join(TARGETS[options.engine])}"
+        )
+    if options.no_compile and target_of(options) != "cpu":
+        raise EngineError(
+            f"--no_compile: --target {options.target} takes compiled kernels; "
+            "leave it out, or use --target cpu"
         )
     for name, kind in _OF_ONE_KIND.items():
         if (

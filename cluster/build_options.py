@@ -13,7 +13,7 @@ from cluster.options import option
 _ENGINE, _LIMITS, _OUTPUT = "Engine", "Limits", "Output"
 
 TARGETS: Mapping[str, tuple[str, ...]] = {
-    "torch": ("cpu",),
+    "torch": ("cpu", "cuda", "sm80", "sm86", "sm89", "sm90", "sm100", "sm120"),
     "tensorrt": ("current", "sm75", "sm80", "sm86", "sm89", "sm120", "sm121"),
 }
 """What each kind of engine can be built for; the first is what it is built for unasked."""
@@ -58,7 +58,12 @@ class BuildOptions:
     tokens_per_block: int = option(
         Limits.tokens_per_block, help="Tokens in one block of the paged cache.", group=_LIMITS
     )
-    workers: int = option(1, help="Processes that compile programs at the same time.", group=_OUTPUT, least=1)
+    workers: int | None = option(
+        None,
+        help="Processes that build at the same time; for CUDA targets one for every core by default, else 1.",
+        group=_OUTPUT,
+        least=1,
+    )
     store_dir: Path | None = option(
         None,
         help="Where built programs are kept and found again; beside the engine by default.",

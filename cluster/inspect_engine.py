@@ -19,7 +19,7 @@ from cluster.inspect_kinds import of_kind, row_of_kind, tensors_of_kind
 def inspect_engine(folder: Path, *, verify: bool) -> dict[str, Any]:
     """Everything that is known about an engine."""
     engine = read_engine(folder)
-    for unit in engine.units if verify else ():
+    for unit in engine.every_unit if verify else ():
         check_unit(folder, unit)
     kind = of_kind(folder, engine)
     world = range(engine.checkpoint.mapping.world_size)
@@ -34,7 +34,7 @@ def inspect_engine(folder: Path, *, verify: bool) -> dict[str, Any]:
         "mapping": asdict(engine.checkpoint.mapping),
         "units": [
             {"key": unit.key, "num_bytes": sum(file.num_bytes for file in unit.files)}
-            for unit in engine.units
+            for unit in engine.every_unit
         ],
         "ranks": [{**_rank(engine, rank), "workspace_bytes": kind.workspace_bytes[rank]} for rank in world],
         "versions": dict(engine.versions),

@@ -10,6 +10,7 @@ from typing import Any
 from rich.table import Table
 
 from builders.build import processor, versions
+from builders.cuda.target import obstacle as obstacle_of_device
 from builders.engine_folder import read_program
 from builders.engine_manifest import TorchManifest, TrtManifest, unit_folder
 from builders.memory import activation_bytes
@@ -41,6 +42,8 @@ def _programs(folder: Path, engine: TorchManifest) -> OfKind:
     return OfKind(
         facts={
             "compiled": engine.compiled,
+            "kernels": len(engine.kernels),
+            "timed_on": engine.timed_on,
             "inputs": {name: [kind.dtype, *kind.shape] for name, kind in types.items()},
         },
         obstacle=other_compiler(engine),
@@ -50,6 +53,8 @@ def _programs(folder: Path, engine: TorchManifest) -> OfKind:
 
 def other_compiler(engine: TorchManifest) -> str | None:
     """Why compiled programs do not run here; graphs as they were exported run anywhere."""
+    if engine.target != "cpu":
+        return obstacle_of_device(engine.target)
     if not engine.compiled or dict(engine.versions) == dict(versions()):
         return None
     built = ", ".join(f"{name} {number}" for name, number in engine.versions.items())
@@ -80,9 +85,16 @@ def _plan(folder: Path, engine: TrtManifest) -> OfKind:
 def row_of_kind(found: Mapping[str, Any]) -> str:
     """A few words for people."""
     if "compiled" in found:
-        return "compiled" if found["compiled"] else "the graph as it was exported"
+        return _words(found)
     weights = "given to the plans when they are loaded" if found["stripped"] else "inside the plans"
     return f"plans of {found['library']}, weights {weights}, {found['slots']} slots"
+
+
+def _words(found: Mapping[str, Any]) -> str:
+    if found["kernels"]:
+        how = f"timed on {found['timed_on']}" if found["timed_on"] else "the likeliest, not timed"
+        return f"{found['kernels']} kernels, {how}"
+    return "compiled" if found["compiled"] else "the graph as it was exported"
 
 
 def tensors_of_kind(found: Mapping[str, Any]) -> list[Table]:

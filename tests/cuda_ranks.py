@@ -13,9 +13,11 @@ from builders.checkpoint import rank_tensors, read_manifest
 from builders.constants import rank_constants
 from builders.cuda.engine import CudaEngine
 from builders.cuda.executor import Choices, Context, Executor
-from builders.cuda.launch import KERNELS, Launch
+from builders.cuda.launch import Launch
 from builders.cuda.site import sites_of
-from builders.cuda.unit import Target, candidates, new_scratch
+from builders.cuda.table import KERNELS
+from builders.cuda.target import Target
+from builders.cuda.unit import candidates, new_scratch
 from builders.engine import Engine, Piece, Pieces, TorchEngine, interpreted
 from builders.export import Graphs, export_rank
 from builders.fuse import fused

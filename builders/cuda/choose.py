@@ -3,56 +3,61 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor
+from triton.errors import TritonError
 
 from builders.cuda.example import Load, example
-from builders.cuda.launch import KERNELS
+from builders.cuda.table import KERNELS
 from builders.cuda.unit import Choice, KernelPlan, calls_of, candidates, sources_of
 from builders.errors import EngineError
+from builders.kernels.aot import KernelTooLarge, compile_source
 from builders.kernels.call import Config, Source
 from builders.kernels.driver import Compiled, Kernels
-from builders.kernels.tune import Candidate, CompiledAll, GraphTimer, compile_all, rounds_for, tune
+from builders.kernels.tune import Candidate, GraphTimer, rounds_for, tune
+from builders.units import Heard
 
 _MOST_ROUNDS, _LIKELIEST = 24, 3
 
-Made = Callable[[KernelPlan, Choice], None]
-"""Hears of every choice."""
 
-
-def choose_all(plans: Sequence[KernelPlan], *, processes: int, made: Made) -> None:
-    """Compile what all plans want at once; choose one by one, for they share a device."""
-    wanted = [wanted_sources(plan) for plan in plans]
-    sources = (source for ways in wanted for _, way in ways for source in way)
-    done = compile_all(sources, plans[0].target.capability, processes)
-    compiled = {kernel.source: kernel for kernel in done.kernels}
-    for plan, ways in zip(plans, wanted, strict=True):
-        fitting = [config for config, way in ways if all(source in compiled for source in way)]
-        if not fitting:
-            raise EngineError(_nothing_compiles(plan, ways, done))
-        made(plan, (_timed if plan.target.device else _likeliest)(plan, fitting, compiled))
-
-
-Ways = Sequence[tuple[Config, Sequence[Source]]]
-
-
-def wanted_sources(plan: KernelPlan) -> Ways:
-    """Of every candidate; without a device to time them on, of the likeliest few."""
+def choose(plan: KernelPlan, exclusive: Callable[[], AbstractContextManager[None]], heard: Heard) -> Choice:
+    """Compile the candidates; time them where there is a device, which nobody else may time on meanwhile."""
+    compiler = _Compiler(plan.target.capability)
     configs = candidates(plan.site, plan.rows, plan.limits, plan.target)
-    if plan.target.device is None:
-        configs = configs[:_LIKELIEST]
-    return [(config, sources_of(plan, config)) for config in configs]
+    fitting: list[Config] = []
+    for number, config in enumerate(configs):
+        if compiler.all_compile(sources_of(plan, config)):
+            fitting.append(config)
+            if plan.target.device is None:
+                return _choice(plan, config, compiler.compiled, None)
+        heard(0.8 * (number + 1) / len(configs))
+    if not fitting:
+        problems = "; ".join(sorted(compiler.problems))
+        raise EngineError(f"{plan.site.op} for {plan.rows} rows: nothing compiles: {problems}")
+    with exclusive():
+        return _timed(plan, fitting, compiler.compiled)
 
 
-def _nothing_compiles(plan: KernelPlan, ways: Ways, done: CompiledAll) -> str:
-    problems = {done.problems[source] for _, way in ways for source in way if source in done.problems}
-    return f"{plan.site.op} for {plan.rows} rows: no kernel compiles: {'; '.join(sorted(problems))}"
+class _Compiler:
+    """Compiles each source once; candidates may share some."""
 
+    def __init__(self, capability: int) -> None:
+        self._capability = capability
+        self.compiled: dict[Source, Compiled] = {}
+        self.problems: set[str] = set()
 
-def _likeliest(plan: KernelPlan, fitting: Sequence[Config], compiled: Mapping[Source, Compiled]) -> Choice:
-    return _choice(plan, fitting[0], compiled, None)
+    def all_compile(self, sources: Sequence[Source]) -> bool:
+        try:
+            for source in sources:
+                if source not in self.compiled:
+                    self.compiled[source] = compile_source(source, self._capability)
+        except (KernelTooLarge, TritonError, RuntimeError) as error:
+            self.problems.add(f"{source.kernel}: {' '.join(str(error).split())[-300:]}")
+            return False
+        return True
 
 
 def _choice(
@@ -60,6 +65,7 @@ def _choice(
 ) -> Choice:
     args = example(plan.site, Load.of(plan.rows, plan.limits), "meta")
     return Choice(
+        site=plan.site.key(plan.rows),
         config=config,
         compiled=tuple(compiled[source] for source in sources_of(plan, config)),
         scratch=KERNELS[plan.site.op].scratch(config, args),

@@ -9,8 +9,9 @@ from typing import Any
 from torch import Tensor
 
 from builders.cuda.example import ANY
-from builders.cuda.launch import KERNELS, Launch
+from builders.cuda.launch import Launch
 from builders.cuda.site import Site, sites_of
+from builders.cuda.table import KERNELS
 from builders.fuse.reference import fused_operators
 from builders.kernels.call import Config, Runner
 from builders.live import last_uses

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -30,7 +30,7 @@ from builders.kernels.linear import (
     linear_configs,
     scratch_size,
 )
-from builders.kernels.norm import Norm
+from builders.kernels.norm import NORM_CONFIGS, Norm, norm
 from builders.limits import Limits
 from builders.spec import NormKind
 
@@ -84,20 +84,30 @@ class LinearKernel:
         return x.new_empty(x.shape[0], _layer(args).width)
 
     def calls(self, config: Config, args: Sequence[Any], out: Tensor, launch: Launch) -> list[Call]:
-        return linear(args[0], _layer(args), config, out=out, residual=args[3], scratch=launch.scratch)
+        x, layer, before = args[0], _layer(args), list[Call]()
+        if layer.norm is not None and "BLOCK_M" in config.blocks:
+            # Every program would normalize all rows again: for several, that costs more than a launch.
+            normed = torch.empty_like(x)
+            before = norm(x, layer.norm, _norm_config(config), out=normed)
+            x, layer = normed, replace(layer, norm=None)
+        return [*before, *linear(x, layer, config, out=out, residual=args[3], scratch=launch.scratch)]
 
     def scratch(self, config: Config, args: Sequence[Any]) -> ScratchSize:
         return scratch_size(_layer(args), config)
+
+
+def _norm_config(config: Config) -> Config:
+    return replace(NORM_CONFIGS[0], overlap=config.overlap)
 
 
 _NORMS: Mapping[str, NormKind] = {"rms": "rmsnorm", "layer": "layernorm", "layer1p": "layernorm1p"}
 
 
 def _layer(args: Sequence[Any]) -> Linear:
-    _, weight, bias, _, norm_weight, norm_bias, norm, eps, activation, gated = args
+    _, weight, bias, _, norm_weight, norm_bias, kind, eps, activation, gated = args
     before = None
-    if norm != "none":
-        before = Norm(kind=_NORMS[norm], eps=eps, weight=norm_weight, bias=norm_bias)
+    if kind != "none":
+        before = Norm(kind=_NORMS[kind], eps=eps, weight=norm_weight, bias=norm_bias)
     named = None if activation == "none" else activation
     return Linear(weight=weight, bias=bias, norm=before, activation=named, gated=gated)
 
@@ -109,10 +119,7 @@ class WriteKernel:
         return [ANY]
 
     def configs(self, site: Site, rows: int, limits: Limits, *, overlap: bool) -> Sequence[Config]:
-        return [
-            Config(blocks=config.blocks, warps=config.warps, stages=config.stages, overlap=overlap)
-            for config in WRITE_CONFIGS
-        ]
+        return [replace(config, overlap=overlap) for config in WRITE_CONFIGS]
 
     def output(self, args: Sequence[Any]) -> Tensor:
         qkv, k_cache, heads = args[0], args[3], args[10]
@@ -144,7 +151,7 @@ class AttendKernel:
 
     def configs(self, site: Site, rows: int, limits: Limits, *, overlap: bool) -> Sequence[Config]:
         if rows == ANY:
-            return TILED_CONFIGS
+            return [replace(config, overlap=overlap) for config in TILED_CONFIGS]
         kv_heads = int(site.args[1].shape[2])
         return decode_configs(rows, kv_heads, limits.max_seq_len, overlap=overlap)
 
@@ -173,10 +180,3 @@ class AttendKernel:
             return ScratchSize()
         tokens, heads, dim = args[0].shape
         return decode_scratch(tokens, heads, args[1].shape[2], dim, config)
-
-
-KERNELS: Mapping[str, Kernel] = {
-    "fused.linear": LinearKernel(),
-    "fused.rotate_and_write": WriteKernel(),
-    "fused.attend": AttendKernel(),
-}

@@ -15,8 +15,10 @@ from torch import Tensor
 
 from builders import kernels
 from builders.cuda.example import ANY, Load, PromptTiles, example
-from builders.cuda.launch import KERNELS, Launch
+from builders.cuda.launch import Launch
 from builders.cuda.site import Site
+from builders.cuda.table import KERNELS
+from builders.cuda.target import Target
 from builders.errors import EngineError
 from builders.kernels.call import Call, Config, Source
 from builders.kernels.driver import Compiled
@@ -25,16 +27,6 @@ from builders.keys import Recipe
 from builders.limits import Limits
 
 CHOICE = "kernel.json"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Target:
-    """The devices that kernels are made for."""
-
-    capability: int
-    """90 for compute capability 9.0."""
-    device: str | None
-    """The name of the device that candidates are timed on; None: the likeliest is taken."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +49,7 @@ def plan_kernel(site: Site, rows: int, limits: Limits, target: Target) -> Kernel
         "candidates": [asdict(config) for config in candidates(site, rows, limits, target)],
         "target": asdict(target),
         "sources": sources_hash(),
-        "triton": _triton_version(),
+        "triton": triton_version(),
     }
     return KernelPlan(
         site=site, rows=rows, limits=limits, target=target, recipe=Recipe("cuda-kernel", inputs)
@@ -80,7 +72,8 @@ def sources_hash() -> str:
 
 
 @cache
-def _triton_version() -> str:
+def triton_version() -> str:
+    """Of the compiler."""
     try:
         import triton
     except ImportError as error:
@@ -92,6 +85,8 @@ def _triton_version() -> str:
 class Choice:
     """What was chosen, and how fast it was where it was timed."""
 
+    site: str
+    """`Site.key` of what it was chosen for."""
     config: Config
     compiled: tuple[Compiled, ...]
     scratch: ScratchSize
@@ -125,6 +120,7 @@ def write_choice(choice: Choice, folder: Path) -> None:
     """The choice and its machine code, file by file."""
     kernels = [_described(number, compiled) for number, compiled in enumerate(choice.compiled)]
     data = {
+        "site": choice.site,
         "config": asdict(choice.config),
         "kernels": kernels,
         "scratch": asdict(choice.scratch),
@@ -150,6 +146,7 @@ def read_choice(folder: Path) -> Choice:
     """The inverse of `write_choice`, for files whose hashes were checked."""
     data = json.loads((folder / CHOICE).read_text())
     return Choice(
+        site=data["site"],
         config=Config(**data["config"]),
         compiled=tuple(_compiled(folder, entry) for entry in data["kernels"]),
         scratch=ScratchSize(**data["scratch"]),

@@ -39,7 +39,7 @@ def decode(
     Right for every step, and fast where each sequence has one token or few.
     """
     tokens, heads, dim = out.shape
-    splits, block_d = config.blocks["SPLITS"], power_of_two(dim)
+    splits, block_d = config.blocks["SPLITS"], _columns(dim)
     group = heads // cache.kv_heads
     weight_at = tokens * heads * splits * block_d
     shared = None
@@ -82,7 +82,7 @@ def _join(
         "HEADS": heads,
         "DIM": dim,
         "WINDOW": attention.window,
-        "BLOCK_D": power_of_two(dim),
+        "BLOCK_D": _columns(dim),
     }
     small = Config(blocks=blocks, warps=4, stages=1, overlap=config.overlap)
     return call("attention.join", (out, cache.positions, *parts), constants, (tokens, heads), small)
@@ -93,7 +93,12 @@ def decode_scratch(tokens: int, heads: int, kv_heads: int, dim: int, config: Con
     splits = config.blocks["SPLITS"]
     if splits == 1:
         return ScratchSize()
-    return ScratchSize(partial=tokens * heads * splits * (power_of_two(dim) + 2), counters=tokens * kv_heads)
+    return ScratchSize(partial=tokens * heads * splits * (_columns(dim) + 2), counters=tokens * kv_heads)
+
+
+def _columns(dim: int) -> int:
+    """Of a tile of heads; matrix units take no fewer."""
+    return max(16, power_of_two(dim))
 
 
 def decode_configs(tokens: int, kv_heads: int, longest: int, *, overlap: bool = False) -> tuple[Config, ...]:
@@ -119,7 +124,7 @@ def tiled(
 
     Rows in no tile are left as they are.
     """
-    constants: dict[str, Constant] = {**_shape(q, attention, cache), "BLOCK_D": power_of_two(out.shape[2])}
+    constants: dict[str, Constant] = {**_shape(q, attention, cache), "BLOCK_D": _columns(out.shape[2])}
     args = (
         out,
         q,

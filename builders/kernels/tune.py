@@ -66,21 +66,32 @@ def compile_all(
     sources: Iterable[Source], capability: int, processes: int, compiler: Compiler = compile_source
 ) -> CompiledAll:
     """Compile different sources in several processes; what does not compile is a problem, not an error."""
-    result, interrupted = CompiledAll(), []
-    with _pool(processes) as pool:
-        futures = {source: pool.submit(compiler, source, capability) for source in dict.fromkeys(sources)}
+    result, interrupted, different = CompiledAll(), [], list(dict.fromkeys(sources))
+    with _pool(max(1, min(processes, len(different)))) as pool:
+        futures = {source: _submit(pool, compiler, source, capability) for source in different}
         for source, future in futures.items():
             if not _collect(source, future, result):
                 interrupted.append(source)
     for source in interrupted:  # by a compiler that crashed, perhaps over another source
         with _pool(1) as pool:
-            if not _collect(source, pool.submit(compiler, source, capability), result):
+            if not _collect(source, _submit(pool, compiler, source, capability), result):
                 result.problems[source] = "the compiler crashed"
     return result
 
 
 def _pool(processes: int) -> ProcessPoolExecutor:
     return ProcessPoolExecutor(processes, get_context("spawn"))
+
+
+def _submit(
+    pool: ProcessPoolExecutor, compiler: Compiler, source: Source, capability: int
+) -> Future[Compiled]:
+    try:
+        return pool.submit(compiler, source, capability)
+    except BrokenProcessPool as error:  # by a source before
+        future: Future[Compiled] = Future()
+        future.set_exception(error)
+        return future
 
 
 def _collect(source: Source, future: Future[Compiled], result: CompiledAll) -> bool:

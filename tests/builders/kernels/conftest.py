@@ -1,4 +1,4 @@
-"""One interpreter for all tests of kernels, and comparisons that fit each type."""
+"""What executes kernels in tests: Triton's interpreter, and the device where there is one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from builders.kernels.call import Runner
 
 pytest.importorskip("triton", reason="triton is not installed")
 
-from tests.builders.kernels.workers import interpret, pool
+from tests.builders.kernels.workers import interpret, launch, pool
 
 TOLERANCE = {
     torch.float8_e4m3fn: 4e-2,
@@ -22,12 +22,19 @@ TOLERANCE = {
 }
 """Of the largest value."""
 
+RUNNERS = [
+    "interpreted",
+    *([pytest.param("launched", marks=pytest.mark.gpu)] if torch.cuda.is_available() else []),
+]
 
-@pytest.fixture(scope="session")
-def run() -> Iterator[Runner]:
-    """Executes launches with Triton's interpreter."""
-    with pool(interpreted=True) as workers:
-        yield lambda calls: interpret(workers, calls)
+
+@pytest.fixture(scope="session", params=RUNNERS)
+def run(request: pytest.FixtureRequest) -> Iterator[Runner]:
+    """Executes launches on CPU tensors."""
+    interpreted = request.param == "interpreted"
+    with pool(interpreted=interpreted) as workers:
+        execute = interpret if interpreted else launch
+        yield lambda calls: execute(workers, calls)
 
 
 @pytest.fixture(scope="session")

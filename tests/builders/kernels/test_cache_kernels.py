@@ -103,8 +103,8 @@ def test_rotate(half: int, run: Runner, assert_near: Callable[[Tensor, Tensor], 
 def test_write(cached: torch.dtype, run: Runner, assert_near: Callable[[Tensor, Tensor], None]) -> None:
     torch.manual_seed(0)
     scaled = cached is torch.float8_e4m3fn
-    cache = paged(chunks_of((0, 2), (14, 3)), 3, 20, cached, padding=2, scaled=scaled)
-    packed = torch.randn(cache.positions.shape[0], 8, 20).to(torch.float16)
+    cache = paged(chunks_of((0, 2), (14, 3)), 3, 24, cached, padding=2, scaled=scaled)
+    packed = torch.randn(cache.positions.shape[0], 8, 24).to(torch.float16)
     k, v = packed[:, 1:4], packed[:, 5:]
     expected_k, expected_v = (
         written(cache.k, k, cache.k_scale, cache),

@@ -170,9 +170,15 @@ def test_eight_bit_caches(compiler: Callable[[Source, int], str]) -> None:
 
 
 def test_overlap_is_for_hopper_and_later(compiler: Callable[[Source, int], str]) -> None:
-    for rows in (1, 2):
-        (call,) = linear_calls(rows, UP, linear_configs(rows, UP, overlap=True)[0])
+    q, out = empty(16, 6144), empty(16, 32, 128)
+    config = decode_configs(16, 8, 64, overlap=True)[0]
+    for call in (
+        *linear_calls(1, UP, linear_configs(1, UP, overlap=True)[0]),
+        *linear_calls(2, UP, linear_configs(2, UP, overlap=True)[0]),
+        *decode(q, Attention(heads=32, scale=0.1), CACHE, config, out=out),
+    ):
         assert compiler(call.source, 90) == ""
+        assert compiler(call.source, 120) == ""
         with pytest.raises(ValueError, match="overlap on compute capability 80: needs 90 or later"):
             compiler(call.source, 80)
 

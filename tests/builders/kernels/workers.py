@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ import torch
 from torch import Tensor
 
 from builders.kernels.aot import KernelTooLarge, compile_source, find
-from builders.kernels.call import Call, Source
+from builders.kernels.call import Arg, Call, Source
+from builders.kernels.driver import Kernels
 
 
 def pool(*, interpreted: bool, cache: Path | None = None) -> ProcessPoolExecutor:
@@ -90,6 +92,35 @@ def _interpret(calls: list[Call]) -> list[tuple[object, ...]]:
     for call in calls:
         find(call.kernel)[call.grid](*call.args, **dict(call.constants))
     return [call.args for call in calls]
+
+
+def launch(workers: ProcessPoolExecutor, calls: Iterable[Call]) -> None:
+    """Execute launches on the device, with copies of CPU tensors, which are written in the end."""
+    calls = list(calls)
+    major, minor = torch.cuda.get_device_capability()
+    kernels = Kernels(
+        workers.submit(compile_source, source, 10 * major + minor).result()
+        for source in {call.source for call in calls}
+    )
+    storages = {
+        arg.data_ptr() - arg.storage_offset() * arg.itemsize: arg.untyped_storage()
+        for call in calls
+        for arg in call.args
+        if isinstance(arg, Tensor)
+    }
+    copies = {address: storage.cuda() for address, storage in storages.items()}
+    kernels.run(replace(call, args=tuple(_moved(arg, copies) for arg in call.args)) for call in calls)
+    for address, storage in storages.items():
+        storage.copy_(copies[address])
+
+
+def _moved(arg: Arg, copies: Mapping[int, torch.UntypedStorage]) -> Arg:
+    """The same part of a copied storage."""
+    if not isinstance(arg, Tensor):
+        return arg
+    copy = copies[arg.data_ptr() - arg.storage_offset() * arg.itemsize]
+    empty = torch.empty(0, dtype=arg.dtype, device="cuda")
+    return empty.set_(copy, arg.storage_offset(), arg.shape, arg.stride())  # type: ignore[call-overload]
 
 
 def compiles(source: Source, capability: int) -> str:

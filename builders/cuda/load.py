@@ -1,0 +1,100 @@
+"""Loading a rank onto a CUDA device: machine code and weights, and no compiler."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from functools import reduce
+from operator import or_
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from builders.checkpoint import rank_tensors
+from builders.constants import rank_constants
+from builders.cuda.engine import CudaEngine
+from builders.cuda.executor import Choices, Context, Executor
+from builders.cuda.launch import Launch
+from builders.cuda.target import obstacle
+from builders.cuda.unit import Choice, new_scratch, read_choice
+from builders.engine import Piece, Pieces, TorchEngine
+from builders.engine_manifest import TorchManifest, check_unit, unit_folder
+from builders.errors import EngineError
+from builders.kernels.driver import Kernels
+from builders.kernels.linear import ScratchSize
+from builders.mapping import rank_shape
+from builders.ops import LayerCache
+from builders.program import Program
+
+
+def load_cuda(
+    folder: Path, manifest: TorchManifest, pieces: Pieces, rank: int, *, num_blocks: int, device: str
+) -> CudaEngine:
+    """One rank with an empty cache; `pieces` hold its programs, which are given kernels here."""
+    if why := obstacle(manifest.target):
+        raise EngineError(f"{folder}: cannot run here: {why}")
+    checkpoint, limits = manifest.checkpoint, manifest.limits
+    shape = rank_shape(checkpoint.spec, checkpoint.mapping, rank)
+    torch.cuda.set_device(device)
+    tensors = rank_tensors(folder, checkpoint, rank, device=device)
+    constants = rank_constants(checkpoint.spec, checkpoint.mapping, rank)
+    tensors |= {name: value.to(device) for name, value in constants.items()}
+    caches = _caches(manifest, rank, num_blocks + 1, device)
+    found = choices_of(folder, manifest)
+    context = _context(found.values(), device)
+    ready = _with_kernels(pieces, {key: choice.config for key, choice in found.items()}, context)
+    x = _input(manifest, first=shape.first, device=device)
+    return CudaEngine(
+        TorchEngine(ready, shape.layers.start, tensors, caches), context, limits, x, trash=num_blocks
+    )
+
+
+def choices_of(folder: Path, manifest: TorchManifest) -> dict[str, Choice]:
+    """Kernels by the key of their site, once their files are known to be those that were built."""
+    for unit in manifest.kernels:
+        check_unit(folder, unit)
+    choices = (read_choice(unit_folder(folder, unit)) for unit in manifest.kernels)
+    return {choice.site: choice for choice in choices}
+
+
+def _context(choices: Collection[Choice], device: str) -> Context:
+    size = reduce(or_, (choice.scratch for choice in choices), ScratchSize())
+    kernels = Kernels(kernel for choice in choices for kernel in choice.compiled)
+    return Context(runner=kernels.run, launch=Launch(scratch=new_scratch(size, device)))
+
+
+def _with_kernels(pieces: Pieces, choices: Choices, context: Context) -> Pieces:
+    def piece(program: Program) -> Piece:
+        return Piece(program=program, runner=Executor(program, choices, context))
+
+    def optional(found: Piece | None) -> Piece | None:
+        return piece(found.program) if found else None
+
+    return Pieces(
+        embed=optional(pieces.embed),
+        rotary=optional(pieces.rotary),
+        blocks=tuple(piece(block.program) for block in pieces.blocks),
+        layers=pieces.layers,
+        head=optional(pieces.head),
+    )
+
+
+def _caches(manifest: TorchManifest, rank: int, num_blocks: int, device: str) -> list[LayerCache]:
+    checkpoint = manifest.checkpoint
+    held = rank_shape(checkpoint.spec, checkpoint.mapping, rank)
+    size = (num_blocks, manifest.limits.tokens_per_block, held.num_kv_heads, checkpoint.spec.head_dim)
+    dtype = getattr(torch, checkpoint.dtype)
+    return [LayerCache(k=_zeros(size, dtype, device), v=_zeros(size, dtype, device)) for _ in held.layers]
+
+
+def _zeros(size: tuple[int, ...], dtype: torch.dtype, device: str) -> Tensor:
+    return torch.zeros(size, dtype=dtype, device=device)
+
+
+def _input(manifest: TorchManifest, *, first: bool, device: str) -> Tensor:
+    """Token ids, or the hidden states of the stage before."""
+    most = manifest.limits.max_batch_size * manifest.limits.max_beam_width
+    if first:
+        return torch.zeros(most, dtype=torch.int64, device=device)
+    checkpoint = manifest.checkpoint
+    return _zeros((most, checkpoint.spec.hidden_size), getattr(torch, checkpoint.dtype), device)

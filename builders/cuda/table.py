@@ -1,0 +1,15 @@
+"""Which operators have kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from builders.cuda.launch import AttendKernel, Kernel, LinearKernel, WriteKernel
+from builders.cuda.moe import MoeKernel
+
+KERNELS: Mapping[str, Kernel] = {
+    "fused.linear": LinearKernel(),
+    "fused.rotate_and_write": WriteKernel(),
+    "fused.attend": AttendKernel(),
+    "rankforge.moe": MoeKernel(),
+}
