@@ -1,4 +1,4 @@
-"""One checkpoint as two engines: programs interpreted by PyTorch, and fused ones that launch kernels."""
+"""One checkpoint as several engines: interpreted by PyTorch, and fused with kernels launched."""
 
 from __future__ import annotations
 
@@ -33,10 +33,13 @@ from tests.convert_tools import convert_opened
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """The same rank twice."""
+    """The same rank three times."""
 
     kernels: CudaEngine
     plain: Engine
+    """In float32, whatever the weights are in."""
+    rounded: Engine
+    """As `plain`, but in the dtype of the weights throughout."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,19 +61,22 @@ def kernel_pair(model: PreTrainedModel, folder: Path, limits: Limits, on: On) ->
     constants, shape = rank_constants(spec, mapping, 0), rank_shape(spec, mapping, 0)
     blocks = limits.max_batch_size * (limits.max_seq_len // limits.tokens_per_block)
     size = (blocks + 1, limits.tokens_per_block, shape.num_kv_heads, spec.head_dim)
-    graphs = export_rank(spec, mapping, 0, torch.float32, limits.tokens_per_block)
     wide = {name: weight.float() for name, weight in weights.items()} | constants
-    caches = new_caches(size, len(shape.layers), torch.float32, "cpu")
     there = {name: tensor.to(on.device) for name, tensor in (weights | constants).items()}
+
+    def graphs(dtype: torch.dtype) -> Graphs:
+        return export_rank(spec, mapping, 0, dtype, limits.tokens_per_block)
+
+    def caches(dtype: torch.dtype, device: str) -> list[LayerCache]:
+        return new_caches(size, len(shape.layers), dtype, device)
+
+    def by_pytorch(tensors: dict[str, Tensor], dtype: torch.dtype) -> TorchEngine:
+        return TorchEngine(pieces(graphs(dtype), interpreted_piece), 0, tensors, caches(dtype, "cpu"))
+
     return Pair(
-        plain=TorchEngine(pieces(graphs, interpreted_piece), 0, wide, caches),
-        kernels=with_kernels(
-            export_rank(spec, mapping, 0, on.dtype, limits.tokens_per_block),
-            there,
-            new_caches(size, len(shape.layers), on.dtype, on.device),
-            limits,
-            on,
-        ),
+        plain=by_pytorch(wide, torch.float32),
+        rounded=by_pytorch(weights | constants, on.dtype),
+        kernels=with_kernels(graphs(on.dtype), there, caches(on.dtype, on.device), limits, on),
     )
 
 

@@ -52,7 +52,7 @@ def mistral(**changes: Any) -> MistralConfig:
 
 
 def mixtral(**changes: Any) -> MixtralConfig:
-    return MixtralConfig(**_common(num_local_experts=4, num_experts_per_tok=2, **changes))
+    return MixtralConfig(**_common(**{"num_local_experts": 4, "num_experts_per_tok": 2, **changes}))
 
 
 def starcoder2(**changes: Any) -> Starcoder2Config:

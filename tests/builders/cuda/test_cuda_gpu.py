@@ -33,6 +33,7 @@ MODELS = [
     mixtral(),
     dbrx(),
 ]
+"""Where not every expert is chosen, rounding alone may choose others: those are compared in float32."""
 
 
 class Compiling:
@@ -53,13 +54,16 @@ class Compiling:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
 @pytest.mark.parametrize("config", MODELS, ids=lambda config: config.model_type)
 def test_prompts_then_tokens(config: PreTrainedConfig, dtype: torch.dtype, tmp_path: Path) -> None:
+    """As near to float32 as PyTorch comes in the same dtype."""
+    if dtype != torch.float32 and config.model_type in ("mixtral", "dbrx"):
+        config = {"mixtral": mixtral(num_experts_per_tok=4), "dbrx": dbrx(top_k=4)}[config.model_type]
     on = On(run=Compiling(), device="cuda", dtype=dtype)
     pair = kernel_pair(random_model(config), tmp_path, LIMITS, on)
     step, ids = prompts([37, 1, 20, 5], LIMITS), torch.randint(0, 90, (63,))
-    tolerance = {torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 6e-2}[dtype]
     for turn in range(4):
-        ours, plain = pair.kernels.forward(ids, step).cpu(), pair.plain.forward(ids, step)
-        limit = tolerance * plain.abs().max().item()
+        engines = (pair.kernels, pair.plain, pair.rounded)
+        ours, plain, rounded = (engine.forward(ids, step).cpu().float() for engine in engines)
+        limit = 2 * (rounded - plain).abs().max().item() + 1e-3 * plain.abs().max().item()
         torch.testing.assert_close(ours, plain, rtol=0, atol=limit, msg=lambda m, t=turn: f"turn {t}: {m}")
         ids, step = plain.argmax(-1), following(step)
 

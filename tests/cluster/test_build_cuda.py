@@ -1,0 +1,78 @@
+"""Engines for CUDA devices: built where there is none, refused where one is needed, run where one is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from builders.engine_folder import load_engine
+from builders.errors import EngineError
+from builders.limits import Limits
+from cluster.build import BuildResult
+from cluster.inspect_engine import inspect_engine
+from tests.cluster.test_build import make
+from tests.cluster.test_convert import content, go
+from tests.cuda_ranks import following, prompts
+from tests.tiny import save_llama
+
+pytest.importorskip("triton", reason="triton is not installed")
+
+LIMITS = {"max_batch_size": 4, "max_input_len": 16, "max_seq_len": 32, "tokens_per_block": 16}
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    go(save_llama(tmp_path / "model"), tmp_path / "checkpoint", dtype="bfloat16")
+    return tmp_path / "checkpoint"
+
+
+def build(checkpoint: Path, out: Path, target: str, **changes: int) -> BuildResult:
+    return make(checkpoint, out, no_compile=False, target=target, **{**LIMITS, **changes})
+
+
+@pytest.mark.slow
+def test_a_device_that_is_not_here(checkpoint: Path, tmp_path: Path) -> None:
+    first = build(checkpoint, tmp_path / "engine", "sm90", workers=2)
+    second = build(checkpoint, tmp_path / "again", "sm90", workers=1)
+    assert (first.num_built, second.num_built) == (first.num_units, 0)
+    assert content(tmp_path / "engine") == content(tmp_path / "again")
+    more = build(checkpoint, tmp_path / "more", "sm90", max_batch_size=8)
+    assert 0 < more.num_built < more.num_units
+    found = inspect_engine(tmp_path / "engine", verify=True)
+    assert found["timed_on"] is None and found["kernels"] == first.num_units - 4
+    if not torch.cuda.is_available():
+        with pytest.raises(EngineError, match="built for sm90, and there is no CUDA device here"):
+            load_engine(tmp_path / "engine", 0, num_blocks=8)
+
+
+def test_no_path_of_the_machine_in_an_engine(checkpoint: Path, tmp_path: Path) -> None:
+    build(checkpoint, tmp_path / "engine", "sm80", max_batch_size=1)
+    for name, data in content(tmp_path / "engine").items():
+        assert str(Path(__file__).parent.parent.parent).encode() not in data, name
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_timing_takes_a_device(checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match=r"no CUDA device here to time kernels on.*name a target"):
+        build(checkpoint, tmp_path / "engine", "cuda")
+
+
+def test_exported_graphs_are_for_the_cpu(checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match="--no_compile: --target sm90 takes compiled kernels"):
+        make(checkpoint, tmp_path / "engine", target="sm90")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_built_and_run_here(checkpoint: Path, tmp_path: Path) -> None:
+    build(checkpoint, tmp_path / "engine", "cuda")
+    make(checkpoint, tmp_path / "plain", **LIMITS)
+    ours = load_engine(tmp_path / "engine", 0, num_blocks=8)
+    plain = load_engine(tmp_path / "plain", 0, num_blocks=8)
+    step, ids = prompts([5, 9, 2], Limits(**LIMITS)), torch.randint(0, 90, (16,))
+    for _ in range(3):
+        here, there = ours.forward(ids, step).cpu(), plain.forward(ids, step)
+        torch.testing.assert_close(here, there, rtol=0, atol=0.05 * there.abs().max().item())
+        ids, step = there.argmax(-1), following(step)
