@@ -102,7 +102,7 @@ def call(
     return Call(
         kernel=kernel,
         args=args,
-        constants=tuple(every.items()),
+        constants=tuple(sorted(every.items())),  # their order means nothing, and JSON loses it
         grid=(wide[0], wide[1], wide[2]),
         config=config,
     )
