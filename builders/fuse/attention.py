@@ -103,7 +103,6 @@ def _are_packed(graph: Graph, q: _Part, k: _Part, v: _Part) -> bool:
         and len(split.args[1]) == 3
         and graph.is_read(split.out, 3)
         and split.args[1][1] == split.args[1][2]
-        and q.dim == k.dim == v.dim
         and q.angles == k.angles
         and v.angles == [None, None]
     )

@@ -225,6 +225,14 @@ def test_gate_and_its_factor_of_two_layers_stay() -> None:
     assert made.count("linear") == 2 and "aten.mul" in made
 
 
+def test_thirds_are_not_halves() -> None:
+    draft = Draft()
+    thirds = draft.op("aten.chunk", linear(draft, draft.given("x", X), 24), 3, -1)
+    gate, up = (draft.op("getitem", thirds, index) for index in range(2))
+    program = draft.program(draft.op("aten.mul", draft.op("aten.silu", gate), up))
+    assert summary(same_results(program)) == GATE
+
+
 def test_square_of_a_gated_layer_is_not_its_activation() -> None:
     draft = Draft()
     halves = draft.op("aten.chunk", linear(draft, draft.given("x", X), 16), 2, -1)
@@ -323,6 +331,8 @@ def lookups(**changes: Any) -> Program:
 )
 def test_lookups(changes: dict[str, Any], kept: list[str]) -> None:
     """One, unless something of it is another thing or needed elsewhere."""
-    made = summary(same_results(lookups(**changes)))
+    fully = same_results(lookups(**changes))
+    made = summary(fully)
+    assert fused(fully) == fully
     assert "fused.embed" in made and set(kept) <= set(made)
     assert kept or made == ["fused.embed"]
