@@ -100,9 +100,9 @@ def _are_packed(graph: Graph, q: _Part, k: _Part, v: _Part) -> bool:
     return (
         (q.index, k.index, v.index) == (0, 1, 2)
         and split is k.split is v.split
-        and len(graph.readers(split.out)) == len(split.args[1]) == 3
+        and len(split.args[1]) == 3
+        and graph.is_read(split.out, 3)
         and split.args[1][1] == split.args[1][2]
-        and q.dim == k.dim == v.dim
         and q.angles == k.angles
         and v.angles == [None, None]
     )

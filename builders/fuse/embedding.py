@@ -58,7 +58,7 @@ def of_held_rows(graph: Graph, step: Instruction) -> tuple[Instruction, ...] | N
     rows, here = int(graph.types[embed.weight["value"]].shape[0]), value(local.out)
     low, high = graph.sole(mask.args[0], "aten.ge"), graph.sole(mask.args[1], "aten.lt")
     bounds = [part.args if part else () for part in (clamp, low, high)]
-    if bounds != [(here, 0, rows - 1), (here, 0), (here, rows)] or len(graph.readers(local.out)) != 3:
+    if bounds != [(here, 0, rows - 1), (here, 0), (here, rows)] or not graph.is_read(local.out, 3):
         return None
     ids, first = local.args
     return replace(embed, ids=ids, first=first).to(step.out)

@@ -38,9 +38,11 @@ class Graph:
     def sole(self, arg: Any, *ops: str) -> Instruction | None:
         """The same as `maker`, if nothing but this argument reads the result."""
         step = self.maker(arg, *ops)
-        if step is None or step.out in self.program.outputs or len(self.readers(step.out)) != 1:
-            return None
-        return step
+        return step if step and self.is_read(step.out, 1) else None
+
+    def is_read(self, value: str, times: int) -> bool:
+        """Whether a value that is no output is read this often."""
+        return len(self.readers(value)) == times and value not in self.program.outputs
 
     def chain(self, arg: Any, *ops: str) -> Instruction | None:
         """The first of several instructions, each the `sole` maker of the next one's first argument.

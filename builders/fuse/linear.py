@@ -135,7 +135,7 @@ def _gated(graph: Graph, gate: Instruction, up: Instruction, activation: str) ->
     if gate.args[0] != up.args[0]:
         return None
     halves = graph.maker(gate.args[0], "aten.chunk")
-    if halves is None or halves.args[1:] != (2, -1) or len(graph.readers(halves.out)) != 2:
+    if halves is None or halves.args[1:] != (2, -1) or not graph.is_read(halves.out, 2):
         return None
     product = graph.sole(halves.args[0], LINEAR)
     linear = Linear.of(product) if product else None

@@ -65,6 +65,8 @@ def tensors(program: Program) -> dict[str, Tensor]:
     """Inputs and weights; whole numbers are those of five tokens of one sequence in two blocks."""
     generator = torch.Generator().manual_seed(1)
     numbers = {
+        "ids": torch.tensor([1, 2, 9, 10, 0]),
+        "first": torch.tensor(2),
         "positions": torch.arange(5),
         "sequences": torch.zeros(5, dtype=torch.int64),
         "lengths": torch.tensor([5]),
@@ -80,6 +82,24 @@ def tensors(program: Program) -> dict[str, Tensor]:
         )
         for name, of in program.types.items()
     }
+
+
+def summary(program: Program) -> list[str]:
+    """Operators, with what a linear layer has absorbed."""
+    return [described(step.args) if step.op == "fused.linear" else step.op for step in program.instructions]
+
+
+def described(args: tuple[Any, ...]) -> str:
+    _x, _weight, bias, residual, _gain, _shift, norm, _eps, activation, gated = args
+    parts = {
+        norm: norm != "none",
+        "linear": True,
+        "bias": bias,
+        activation: activation != "none",
+        "gated": gated,
+        "residual": residual,
+    }
+    return " ".join(part for part, there in parts.items() if there)
 
 
 @st.composite
