@@ -35,11 +35,19 @@ def _named(opened: Opened) -> dict[str, Path]:
     return dict(zip(names, files, strict=True))
 
 
-def check_unchanged(opened: Opened, files: Mapping[str, SourceFile]) -> None:
-    """Refuse a source that was written to while it was read."""
+def check_unchanged(opened: Opened, before: Mapping[str, Identity]) -> None:
+    """Refuse a source that was written to since it was opened: what was read of it may be of two minds."""
     for name, file in _named(opened).items():
-        if _identity(file) != _identity_of(files[name]):
+        if file.is_relative_to(opened.root) and identity(file) != before.get(name):
             raise SourceError(f"{file}: changed while it was read; run again")
+
+
+def identities(source: Path) -> dict[str, Identity]:
+    """Of the files of a source, by their names: taken before it is opened, asked after it was read."""
+    if source.is_file():
+        return {source.name: identity(source)}
+    files = (file for pattern in ("*", "*/*") for file in source.glob(pattern) if file.is_file())
+    return {str(file.relative_to(source)): identity(file) for file in files}
 
 
 def travelling(opened: Opened) -> Iterable[Path]:
@@ -52,20 +60,20 @@ _TICK_S = 0.02
 
 
 def _source_file(file: Path, known: SourceFile | None) -> SourceFile:
-    before = _identity(file)
+    before = identity(file)
     if known and _identity_of(known) == before:
         return known
     if time.time() - before.changed_ns / 1e9 < _TICK_S:
         time.sleep(_TICK_S)  # whatever is written from now on has a later time
     digest = disk.sha256(file)
-    if _identity(file) != before:
+    if identity(file) != before:
         raise SourceError(f"{file}: changed while it was read; run again")
     return SourceFile(
         sha256=digest, num_bytes=before.num_bytes, inode=before.inode, changed_ns=before.changed_ns
     )
 
 
-class _Identity(NamedTuple):
+class Identity(NamedTuple):
     """Changes whenever a file's content does: no program can set the time of its last change."""
 
     num_bytes: int
@@ -73,13 +81,14 @@ class _Identity(NamedTuple):
     changed_ns: int
 
 
-def _identity(file: Path) -> _Identity:
+def identity(file: Path) -> Identity:
+    """Of a file as it is now."""
     stat = file.stat()
-    return _Identity(stat.st_size, stat.st_ino, stat.st_ctime_ns)
+    return Identity(stat.st_size, stat.st_ino, stat.st_ctime_ns)
 
 
-def _identity_of(known: SourceFile) -> _Identity:
-    return _Identity(known.num_bytes, known.inode, known.changed_ns)
+def _identity_of(known: SourceFile) -> Identity:
+    return Identity(known.num_bytes, known.inode, known.changed_ns)
 
 
 def assemble(draft: Path, manifest: Manifest, opened: Opened) -> None:

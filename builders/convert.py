@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from builders.errors import SourceError
 from builders.mapping import Mapping as RankMapping
 from builders.mapping import check_mapping
 from builders.shard import Slice, Target, targets
@@ -65,9 +66,19 @@ def target_chunks(target: Target, pieces: Pieces, plan: ConvertPlan) -> Iterator
         rows_at_once = max(1, _CHUNK_BYTES // (plan.dtype.itemsize * torch.Size(part.shape[1:]).numel()))
         for start in range(part.rows[0], part.rows[1], rows_at_once):
             stop = min(start + rows_at_once, part.rows[1])
-            yield read_rows(pieces, part, (start, stop), plan.located[part.param].param.shape[0]).to(
-                plan.dtype
-            )
+            rows = read_rows(pieces, part, (start, stop), plan.located[part.param].param.shape[0])
+            yield _narrowed(rows, plan.dtype, part.param)
+
+
+def _narrowed(rows: Tensor, dtype: torch.dtype, name: str) -> Tensor:
+    """In another dtype; only float16 has no room for what the others hold."""
+    narrow = rows.to(dtype)
+    if dtype == torch.float16 != rows.dtype and narrow.isinf().any() and not rows.isinf().any():
+        raise SourceError(
+            f"{name}: holds {rows.abs().max().item():g}, and --dtype float16 ends at 65504; "
+            "use --dtype bfloat16 or float32"
+        )
+    return narrow
 
 
 def read_rows(pieces: Pieces, part: Slice, rows: tuple[int, int], num_rows: int) -> Tensor:

@@ -89,7 +89,8 @@ def build(options: BuildOptions, report: Reporter) -> BuildResult:
     if not reused:
         with drafts_beside(output) as scratch, scratch.folder() as draft:
             _assemble(draft, manifest, options.checkpoint_dir, store, holds_weights=plan.holds_weights)
-            place(draft, output, replace=options.overwrite)
+            if not place(draft, output, replace=options.overwrite):
+                reused = _is_there(output, manifest, options)
     clock.phase("publish")
     return _result(options, manifest, plan, clock, before, reused)
 

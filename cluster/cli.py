@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from importlib.metadata import version
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -141,6 +142,7 @@ def _print(result: dict[str, Any], text: str, *, as_json: bool) -> None:
 
 def main() -> None:
     """Run a command; what the user can fix is one line and exit code 2."""
+    signal.signal(signal.SIGTERM, _terminated)
     try:
         sys.exit(app(prog_name="rankforge", standalone_mode=False))
     except KeyboardInterrupt:
@@ -153,6 +155,11 @@ def main() -> None:
         if not error.format_message():  # a bare `rankforge` has just printed its help
             sys.exit(2)
         _fail(error.format_message(), 2)
+
+
+def _terminated(_number: int, _frame: object) -> NoReturn:
+    """As after Ctrl-C, drafts are removed and workers stopped."""
+    raise SystemExit(128 + signal.SIGTERM)
 
 
 def _fail(message: str, code: int) -> None:

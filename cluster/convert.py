@@ -12,7 +12,14 @@ from typing import Any, cast, get_args
 import torch
 
 from actors.convert_worker import run_ranks
-from builders.assemble import assemble, check_unchanged, existing, is_whole, source_files
+from builders.assemble import (
+    assemble,
+    check_unchanged,
+    existing,
+    identities,
+    is_whole,
+    source_files,
+)
 from builders.checkpoint import DtypeName, Manifest, Provenance
 from builders.convert import ConvertPlan, rank_elements
 from builders.errors import ArtifactError, LayoutError, SourceError
@@ -24,7 +31,7 @@ from builders.store import disk
 from builders.tensor_file import Written
 from cluster.convert_options import ConvertOptions
 from cluster.hub import Fetched, fetch
-from cluster.output import drafts_beside, place, real_place
+from cluster.output import drafts_beside, in_the_way, place, real_place
 from cluster.progress import Reporter
 
 
@@ -63,13 +70,16 @@ def convert(options: ConvertOptions, report: Reporter) -> ConvertResult:
         config_only=options.load_format == "random",
     )
     with drafts_beside(output) as scratch, scratch.folder() as unpacked:
+        before = identities(fetched.path)
         opened = _open(fetched, options, unpacked)
         manifest = _manifest(opened, fetched, options)
         reused = _reuse(output, opened, manifest, options)
         if reused is None:
             with scratch.folder() as draft, disk.full_disk_refused(output.parent, "shards", draft):
                 manifest = _fill(draft, opened, manifest, options, report)
-                place(draft, output, replace=options.overwrite)
+                check_unchanged(opened, before)
+                if not place(draft, output, replace=options.overwrite):
+                    reused = _same(output, opened, manifest)
         done = reused or manifest
     return ConvertResult(
         output_dir=options.output_dir,
@@ -172,6 +182,14 @@ def _reuse(output: Path, opened: Opened, manifest: Manifest, options: ConvertOpt
     raise ArtifactError(f"{output}: holds a checkpoint that {what}; add --overwrite or choose another folder")
 
 
+def _same(output: Path, opened: Opened, manifest: Manifest) -> Manifest:
+    """What another conversion put there meanwhile, if it is what this one made."""
+    found = existing(output)
+    if found is None or found.key != manifest.key or not is_whole(output, found, opened):
+        raise in_the_way(output)
+    return found
+
+
 def _fill(
     draft: Path, opened: Opened, manifest: Manifest, options: ConvertOptions, report: Reporter
 ) -> Manifest:
@@ -180,7 +198,6 @@ def _fill(
         hashes = background.submit(source_files, opened, {})
         ranks = () if manifest.random_seed is not None else _shards(draft, opened, manifest, options, report)
         source = replace(manifest.source, files=hashes.result())
-    check_unchanged(opened, source.files)
     manifest = replace(manifest, source=source, ranks=tuple(ranks))
     assemble(draft, manifest, opened)
     return manifest

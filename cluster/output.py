@@ -49,25 +49,33 @@ def _missing(folder: Path) -> list[Path]:
     return [step for step in (*reversed(folder.parents), folder) if not step.exists()]
 
 
-def place(draft: Path, output: Path, *, replace: bool) -> None:
-    """Make a finished draft visible; only with `replace` in the stead of what is there.
+def place(draft: Path, output: Path, *, replace: bool) -> bool:
+    """Make a finished draft visible; False if something else appeared in its place meanwhile.
 
-    What is there stays until the draft is in its place, and then is the draft.
+    Only with `replace` in the stead of what is there, which stays until the draft is in its place, and
+    then is the draft.
     """
     if replace and output.exists():
         _exchange(draft, output)
-    else:
-        _appear(draft, output)
+    elif not _appears(draft, output):
+        return False
     disk.sync(output.parent)
+    return True
 
 
-def _appear(draft: Path, output: Path) -> None:
+def _appears(draft: Path, output: Path) -> bool:
     try:
         draft.rename(output)
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
             raise
-        raise ArtifactError(f"{output}: appeared meanwhile; look at it, then run again") from error
+        return False
+    return True
+
+
+def in_the_way(output: Path) -> ArtifactError:
+    """Of what appeared meanwhile and is something else."""
+    return ArtifactError(f"{output}: appeared meanwhile; look at it, then run again")
 
 
 def _exchange(draft: Path, output: Path) -> None:

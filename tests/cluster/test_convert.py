@@ -10,12 +10,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
@@ -203,6 +204,71 @@ def test_killed_conversion_leaves_nothing_visible(tmp_path: Path, moment_s: floa
     assert result.reused == finished
     assert not drafts.exists()
     assert len(load_file(tmp_path / "out/rank3.safetensors")) > 0
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("moment_s", [0.0, 0.3])
+def test_interrupted_conversion_clears_up(tmp_path: Path, sent: signal.Signals, moment_s: float) -> None:
+    """To the whole group, as a terminal does."""
+    model = save_llama(tmp_path / "model", hidden_size=512, intermediate_size=4096, num_hidden_layers=8)
+    command = [sys.executable, "-m", "cluster", "convert", "--model_dir", model, "--output_dir"]
+    process = subprocess.Popen(
+        [*map(str, command), str(tmp_path / "out"), "--tp_size", "4", "--workers", "2"],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    while process.poll() is None and not (tmp_path / ".rankforge-drafts").exists():
+        time.sleep(0.005)
+    time.sleep(moment_s)
+    os.killpg(process.pid, sent)
+    _, errors = process.communicate()
+    assert process.returncode == 128 + sent and "Traceback" not in errors
+    assert [file.name for file in tmp_path.iterdir()] == ["model"]
+
+
+class Meddling(LineReporter):
+    """Does something else when the work begins."""
+
+    def __init__(self, meddle: Callable[[], object]) -> None:
+        super().__init__(io.StringIO(), as_json=False)
+        self._meddle = meddle
+
+    def start(self, *args: Any, **kwargs: Any) -> None:
+        super().start(*args, **kwargs)
+        self._meddle()
+
+
+def test_source_that_changes_while_it_is_read(model: Path, tmp_path: Path) -> None:
+    options = ConvertOptions(model_dir=str(model), output_dir=tmp_path / "out")
+    file = model / "model.safetensors"
+    copy = shutil.copy2(file, tmp_path / "copy")
+    with pytest.raises(SourceError, match=r"model.safetensors: changed while it was read; run again"):
+        convert(options, Meddling(lambda: os.replace(copy, file)))
+    assert not (tmp_path / "out").exists()
+
+
+def test_same_conversion_twice_at_once(model: Path, tmp_path: Path) -> None:
+    options = ConvertOptions(model_dir=str(model), output_dir=tmp_path / "out")
+    assert convert(options, Meddling(lambda: go(model, tmp_path / "out"))).reused
+
+
+def test_other_conversion_at_once(model: Path, tmp_path: Path) -> None:
+    options = ConvertOptions(model_dir=str(model), output_dir=tmp_path / "out")
+    with pytest.raises(ArtifactError, match="appeared meanwhile"):
+        convert(options, Meddling(lambda: go(model, tmp_path / "out", tp_size=2)))
+    assert read_manifest(tmp_path / "out").mapping.tp_size == 2
+
+
+def test_number_that_float16_cannot_hold(tmp_path: Path) -> None:
+    model = save_llama(tmp_path / "model", dtype="float32")
+    weights = load_file(model / "model.safetensors")
+    weights["model.norm.weight"][3] = 1e5
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(SourceError, match=r"norm.weight: holds 100000, and --dtype float16 ends at 65504"):
+        go(model, tmp_path / "out", dtype="float16")
+    assert not go(model, tmp_path / "out", dtype="bfloat16").reused
 
 
 def test_dtype_auto_keeps_and_explicit_casts(tmp_path: Path) -> None:
