@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from actors.processes import Advance, tell, worker_processes
-from builders.errors import WorkerError
+from actors.processes import Advance, run_jobs
 from builders.store import Store
 from builders.units import UnitOfWork
 
 WHOLE = 100
 """What a unit's progress adds up to, wherever it came from."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _UnitJob:
+    unit: UnitOfWork
+    store: Path
 
 
 def build_units(units: Sequence[UnitOfWork], store: Path, *, workers: int, advance: Advance) -> None:
@@ -25,16 +30,9 @@ def build_units(units: Sequence[UnitOfWork], store: Path, *, workers: int, advan
         for number in missing:
             build_one(units[number], store, partial(advance, number))
         return
-    with worker_processes(min(workers, len(missing)), advance, _as_it_is) as pool:
-        jobs = [pool.submit(_build_in_worker, units[number], number, store) for number in missing]
-        try:
-            for job in jobs:
-                job.result()
-        except BrokenProcessPool as error:
-            raise WorkerError(
-                "a build worker died (killed, or out of memory?); finished units are kept; "
-                "run again with fewer --workers"
-            ) from error
+    jobs = [_UnitJob(unit=units[number], store=store) for number in missing]
+    passed_on = lambda job, amount: advance(missing[job], amount)  # noqa: E731
+    run_jobs(_build, jobs, workers=workers, advance=passed_on, name="unit")
 
 
 def build_one(unit: UnitOfWork, store: Path, advance: Callable[[int], None]) -> None:
@@ -57,9 +55,5 @@ class Steps:
             self._done = done
 
 
-def _as_it_is() -> None:
-    """A compiler decides by the threads that there are."""
-
-
-def _build_in_worker(unit: UnitOfWork, number: int, store: Path) -> None:
-    build_one(unit, store, partial(tell, number))
+def _build(job: _UnitJob, advance: Callable[[int], None]) -> None:
+    build_one(job.unit, job.store, advance)

@@ -2,23 +2,44 @@
 
 from __future__ import annotations
 
+import filecmp
 import json
 import shutil
+import time
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 from builders.checkpoint import Manifest, SourceFile, check_file, read_manifest
-from builders.errors import ArtifactError
+from builders.errors import ArtifactError, SourceError
 from builders.sources.opened import Opened
 from builders.store import disk
 
 
 def source_files(opened: Opened, known: Mapping[str, SourceFile]) -> dict[str, SourceFile]:
-    """The hashes of everything a checkpoint is made from; files that look unchanged are not read again."""
-    files = {file.name: file for file in (*opened.weights, *travelling(opened))}
+    """The hashes of everything a checkpoint is made from, by path below the source's root.
+
+    Files that have not been touched since they were hashed are not read again.
+    """
+    files = _named(opened)
     with ThreadPoolExecutor(4) as pool:
         return dict(zip(files, pool.map(_source_file, files.values(), map(known.get, files)), strict=True))
+
+
+def _named(opened: Opened) -> dict[str, Path]:
+    """Files by their path in the source; what was unpacked from an archive lies elsewhere, under its name."""
+    files, root = (*opened.weights, *travelling(opened)), opened.root
+    names = [str(file.relative_to(root)) if file.is_relative_to(root) else file.name for file in files]
+    assert len(set(names)) == len(names), f"{sorted(names)}: every file must have a name of its own"
+    return dict(zip(names, files, strict=True))
+
+
+def check_unchanged(opened: Opened, files: Mapping[str, SourceFile]) -> None:
+    """Refuse a source that was written to while it was read."""
+    for name, file in _named(opened).items():
+        if _identity(file) != _identity_of(files[name]):
+            raise SourceError(f"{file}: changed while it was read; run again")
 
 
 def travelling(opened: Opened) -> Iterable[Path]:
@@ -26,11 +47,39 @@ def travelling(opened: Opened) -> Iterable[Path]:
     return (*opened.tokenizer, *([opened.generation] if opened.generation else []))
 
 
+_TICK_S = 0.02
+"""Twice the time in which a file system may give two changes the same time."""
+
+
 def _source_file(file: Path, known: SourceFile | None) -> SourceFile:
-    stat = file.stat()
-    if known and (known.num_bytes, known.modified_ns) == (stat.st_size, stat.st_mtime_ns):
+    before = _identity(file)
+    if known and _identity_of(known) == before:
         return known
-    return SourceFile(sha256=disk.sha256(file), num_bytes=stat.st_size, modified_ns=stat.st_mtime_ns)
+    if time.time() - before.changed_ns / 1e9 < _TICK_S:
+        time.sleep(_TICK_S)  # whatever is written from now on has a later time
+    digest = disk.sha256(file)
+    if _identity(file) != before:
+        raise SourceError(f"{file}: changed while it was read; run again")
+    return SourceFile(
+        sha256=digest, num_bytes=before.num_bytes, inode=before.inode, changed_ns=before.changed_ns
+    )
+
+
+class _Identity(NamedTuple):
+    """Changes whenever a file's content does: no program can set the time of its last change."""
+
+    num_bytes: int
+    inode: int
+    changed_ns: int
+
+
+def _identity(file: Path) -> _Identity:
+    stat = file.stat()
+    return _Identity(stat.st_size, stat.st_ino, stat.st_ctime_ns)
+
+
+def _identity_of(known: SourceFile) -> _Identity:
+    return _Identity(known.num_bytes, known.inode, known.changed_ns)
 
 
 def assemble(draft: Path, manifest: Manifest, opened: Opened) -> None:
@@ -59,11 +108,14 @@ def existing(output: Path) -> Manifest | None:
         ) from error
 
 
-def is_whole(output: Path, manifest: Manifest) -> bool:
-    """Whether every rank file is there with its size."""
+def is_whole(output: Path, manifest: Manifest, opened: Opened) -> bool:
+    """Whether every rank file is there with its size, and whatever travels with its content."""
+    copies = [(file, output / "tokenizer" / file.name) for file in opened.tokenizer]
+    if opened.generation:
+        copies.append((opened.generation, output / "generation_config.json"))
     try:
         for written in manifest.ranks:
             check_file(output / written.name, written, verify=False)
     except ArtifactError:
         return False
-    return True
+    return all(copy.is_file() and filecmp.cmp(file, copy, shallow=False) for file, copy in copies)

@@ -127,7 +127,7 @@ def unit_plan(program: Program, *, compiled: bool) -> UnitPlan:
     """A program with its content key: compiled files depend on the compiler and the processor too."""
     inputs: dict[str, Any] = {"program": program.to_json(), "compiled": compiled}
     if compiled:
-        inputs |= {"versions": dict(versions()), "processor": processor()}
+        inputs |= {"versions": dict(versions()), "processor": processor(), "threads": "dynamic"}
     return UnitPlan(program=program, recipe=Recipe("torch-program", inputs), compiled=compiled)
 
 

@@ -31,11 +31,13 @@ DtypeName = Literal["float32", "float16", "bfloat16"]
 
 @dataclass(frozen=True, kw_only=True)
 class SourceFile:
-    """A file that the checkpoint was made from. Size and time only save hashing it again."""
+    """A file that the checkpoint was made from. All but the hash only saves hashing it again."""
 
     sha256: str
     num_bytes: int
-    modified_ns: int
+    inode: int
+    changed_ns: int
+    """When the file or anything about it was last changed, as the file system says."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,12 +18,16 @@ _EXAMPLE_SIZES = {"tokens": 5, "batch": 3, "table": 2, "blocks": 7, "wanted": 4}
 """Any sizes do, as long as they differ: equal ones would be taken for one."""
 
 
+_SETTINGS = {"cpp.dynamic_threads": True}
+"""The number of threads is that of the process that runs the program, not of the one that compiled it."""
+
+
 def compile_program(program: Program, file: Path) -> None:
     """Write the compiled package; it holds neither weights nor constants."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the compiler warns of its own deprecated calls
         torch._inductor.aoti_compile_and_package(  # type: ignore[attr-defined]
-            _exported(program), package_path=str(file)
+            _exported(program), package_path=str(file), inductor_configs=_SETTINGS
         )
 
 

@@ -22,7 +22,7 @@ from builders.tensor_file import Written
 from builders.units import Plan
 from cluster.build_kinds import check_options, plan_of
 from cluster.build_options import BuildOptions
-from cluster.output import drafts_beside, place
+from cluster.output import drafts_beside, place, real_place
 from cluster.progress import Reporter
 
 
@@ -73,7 +73,7 @@ def build(options: BuildOptions, report: Reporter) -> BuildResult:
     plan = plan_of(options, checkpoint, limits)
     clock.phase("export")
 
-    output = options.output_dir.absolute()
+    output = real_place(options.output_dir)
     store = Store(options.store_dir or output.parent / ".rankforge-store")
     report.start([WHOLE] * len(plan.units), f"build {options.output_dir}", "percent")
     before = {entry.key for entry in store.listing()}
@@ -89,7 +89,7 @@ def build(options: BuildOptions, report: Reporter) -> BuildResult:
     if not reused:
         with drafts_beside(output) as scratch, scratch.folder() as draft:
             _assemble(draft, manifest, options.checkpoint_dir, store, holds_weights=plan.holds_weights)
-            place(draft, output, scratch, replace=options.overwrite)
+            place(draft, output, replace=options.overwrite)
     clock.phase("publish")
     return _result(options, manifest, plan, clock, before, reused)
 

@@ -12,7 +12,7 @@ from typing import Any, cast, get_args
 import torch
 
 from actors.convert_worker import run_ranks
-from builders.assemble import assemble, existing, is_whole, source_files
+from builders.assemble import assemble, check_unchanged, existing, is_whole, source_files
 from builders.checkpoint import DtypeName, Manifest, Provenance
 from builders.convert import ConvertPlan, rank_elements
 from builders.errors import ArtifactError, LayoutError, SourceError
@@ -24,7 +24,7 @@ from builders.store import disk
 from builders.tensor_file import Written
 from cluster.convert_options import ConvertOptions
 from cluster.hub import Fetched, fetch
-from cluster.output import drafts_beside, place
+from cluster.output import drafts_beside, place, real_place
 from cluster.progress import Reporter
 
 
@@ -55,7 +55,7 @@ class ConvertResult:
 
 def convert(options: ConvertOptions, report: Reporter) -> ConvertResult:
     """Fetch, understand, split, publish."""
-    began, output = time.monotonic(), options.output_dir.absolute()
+    began, output = time.monotonic(), real_place(options.output_dir)
     fetched = fetch(
         options.model_dir,
         revision=options.revision,
@@ -69,7 +69,7 @@ def convert(options: ConvertOptions, report: Reporter) -> ConvertResult:
         if reused is None:
             with scratch.folder() as draft, disk.full_disk_refused(output.parent, "shards", draft):
                 manifest = _fill(draft, opened, manifest, options, report)
-                place(draft, output, scratch, replace=options.overwrite)
+                place(draft, output, replace=options.overwrite)
         done = reused or manifest
     return ConvertResult(
         output_dir=options.output_dir,
@@ -143,7 +143,12 @@ def _dtype(opened: Opened, options: ConvertOptions) -> DtypeName:
         return options.dtype
     if options.load_format == "random":
         return cast(DtypeName, opened.dtype or "float16")
-    (first, *_) = (parts[0] for parts in opened.index.values() if parts[0].dtype.is_floating_point)
+    first = next((parts[0] for parts in opened.index.values() if parts[0].dtype.is_floating_point), None)
+    if first is None:
+        raise SourceError(
+            f"{options.model_dir}: none of its {len(opened.index)} tensors is floating point; "
+            "fetch the original weights again"
+        )
     name = str(first.dtype).removeprefix("torch.")
     if name not in get_args(DtypeName):
         raise SourceError(
@@ -159,7 +164,7 @@ def _reuse(output: Path, opened: Opened, manifest: Manifest, options: ConvertOpt
         return None
     files = source_files(opened, found.source.files)
     wanted = replace(manifest, source=replace(manifest.source, files=files))
-    if found.key == wanted.key and is_whole(output, found):
+    if found.key == wanted.key and is_whole(output, found, opened):
         return found
     if options.overwrite:
         return None
@@ -175,6 +180,7 @@ def _fill(
         hashes = background.submit(source_files, opened, {})
         ranks = () if manifest.random_seed is not None else _shards(draft, opened, manifest, options, report)
         source = replace(manifest.source, files=hashes.result())
+    check_unchanged(opened, source.files)
     manifest = replace(manifest, source=source, ranks=tuple(ranks))
     assemble(draft, manifest, opened)
     return manifest

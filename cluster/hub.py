@@ -39,7 +39,7 @@ def fetch(
     cache_dir: Path | None = None,
 ) -> Fetched:
     """Resolve what the user named; `endpoint` and `cache_dir` default to Hugging Face's own settings."""
-    if Path(model).exists():
+    if _is_here(model):
         if revision is not None:
             raise UserError(
                 f"--revision={revision}: {model} is a local path; revisions are of Hugging Face ids"
@@ -48,6 +48,13 @@ def fetch(
     if model.startswith(("/", ".", "~")) or model.count("/") > 1:
         raise SourceError(f"{model}: no such folder or file")
     return _Hub(model, revision, endpoint, cache_dir).fetch(offline=offline, config_only=config_only)
+
+
+def _is_here(model: str) -> bool:
+    try:
+        return Path(model).exists()
+    except OSError as error:
+        raise SourceError(f"{model}: neither a path nor a Hugging Face id ({error.strerror})") from error
 
 
 class _Hub:
@@ -107,6 +114,7 @@ class _Hub:
             self._model,
             revision=self._revision,
             allow_patterns=list(patterns),
+            ignore_patterns=["*/*"],  # for the client's patterns, a folder is part of a name
             local_files_only=offline,
             endpoint=self._endpoint,
             cache_dir=self._cache_dir,

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import yaml
 from torch import Tensor
-from transformers import GPT2LMHeadModel, NemotronForCausalLM
+from transformers import GPT2LMHeadModel, PreTrainedModel
 
 OLD, CORE = "model.language_model.", "model."
 
@@ -42,8 +42,8 @@ GPT_2B_001 = {
 """The published configuration of GPT-2B-001 but for its sizes."""
 
 
-def config_of(model: NemotronForCausalLM, activation: str, **changes: Any) -> dict[str, Any]:
-    """model_config.yaml of a GPT-Next."""
+def config_of(model: PreTrainedModel, activation: str, **changes: Any) -> dict[str, Any]:
+    """model_config.yaml of a GPT-Next, or of what NeMo trains with its names."""
     config = model.config
     sizes = {
         "num_layers": config.num_hidden_layers,
@@ -52,16 +52,17 @@ def config_of(model: NemotronForCausalLM, activation: str, **changes: Any) -> di
         "num_attention_heads": config.num_attention_heads,
         "num_query_groups": config.num_key_value_heads,
         "normalization": "layernorm1p",
-        "bias": config.attention_bias,
+        "bias": getattr(config, "attention_bias", False),
         "activation": activation,
         "position_embedding_type": "rope",
-        "rotary_percentage": config.rope_parameters["partial_rotary_factor"],
+        "rotary_percentage": config.rope_parameters.get("partial_rotary_factor", 1.0),
+        "rotary_base": config.rope_parameters["rope_theta"],
         "share_embeddings_and_output_weights": False,
     }
     return {**GPT_2B_001, **sizes, **changes}
 
 
-def nemo_tensors(model: NemotronForCausalLM, *, core: bool, two_tensors: bool = False) -> dict[str, Tensor]:
+def nemo_tensors(model: PreTrainedModel, *, core: bool, two_tensors: bool = False) -> dict[str, Tensor]:
     """A GPT-Next's tensors under NeMo's names, whole."""
     state, config = model.state_dict(), model.config
     found = {
@@ -70,7 +71,8 @@ def nemo_tensors(model: NemotronForCausalLM, *, core: bool, two_tensors: bool = 
     }
     top = "decoder" if core else "encoder"
     for leaf in ("weight", "bias"):
-        found[f"{top}.final_layernorm.{leaf}"] = state[f"model.norm.{leaf}"]
+        if f"model.norm.{leaf}" in state:
+            found[f"{top}.final_layernorm.{leaf}"] = state[f"model.norm.{leaf}"]
     for layer in range(config.num_hidden_layers):
         own = {name.split(".", 3)[3]: value for name, value in state.items() if f".layers.{layer}." in name}
         for name, value in _layer(own, config, core=core, two_tensors=two_tensors).items():
@@ -85,7 +87,7 @@ def _layer(own: Mapping[str, Tensor], config: Any, *, core: bool, two_tensors: b
     for leaf in ("weight", "bias"):
         if f"self_attn.q_proj.{leaf}" in own:
             parts = [own[f"self_attn.{name}_proj.{leaf}"] for name in "qkv"]
-            found[f"self_attention.{qkv}.{leaf}"] = _grouped(parts, config.num_key_value_heads)
+            found[f"self_attention.{qkv}.{leaf}"] = grouped(parts, config.num_key_value_heads)
             found[f"self_attention.{out}.{leaf}"] = own[f"self_attn.o_proj.{leaf}"]
         if f"mlp.down_proj.{leaf}" in own:
             found[f"mlp.{down}.{leaf}"] = own[f"mlp.down_proj.{leaf}"]
@@ -94,9 +96,12 @@ def _layer(own: Mapping[str, Tensor], config: Any, *, core: bool, two_tensors: b
                 found[f"mlp.{up}.{leaf}"], found[f"mlp.{up}_2.{leaf}"] = first
             else:
                 found[f"mlp.{up}.{leaf}"] = torch.cat(first)
-        norms = [own[f"{name}_layernorm.{leaf}"] for name in ("input", "post_attention")]
+        for name in "qk":
+            if f"self_attn.{name}_norm.{leaf}" in own:
+                found[f"self_attention.{name}_layernorm.{leaf}"] = own[f"self_attn.{name}_norm.{leaf}"]
+        norms = [own.get(f"{name}_layernorm.{leaf}") for name in ("input", "post_attention")]
         names = _norm_names(core, qkv, up, leaf)
-        found |= dict(zip(names, norms, strict=True))
+        found |= {name: norm for name, norm in zip(names, norms, strict=True) if norm is not None}
     return found
 
 
@@ -106,7 +111,7 @@ def _norm_names(core: bool, qkv: str, up: str, leaf: str) -> list[str]:
     return [f"input_layernorm.{leaf}", f"post_attention_layernorm.{leaf}"]
 
 
-def _grouped(parts: list[Tensor], groups: int) -> Tensor:
+def grouped(parts: list[Tensor], groups: int) -> Tensor:
     """Group by group: its queries, its key, its value."""
     split = [part.unflatten(0, (groups, -1)) for part in parts]
     return torch.cat(split, dim=1).flatten(0, 1)
@@ -134,7 +139,7 @@ def plain_gpt(model: GPT2LMHeadModel) -> tuple[dict[str, Any], dict[str, Tensor]
                 value = state[f"transformer.h.{layer}.{theirs}.{leaf}"]
                 value = value.T if value.dim() == 2 else value
                 if theirs == "attn.c_attn":
-                    value = _grouped(list(value.chunk(3)), config.n_head)
+                    value = grouped(list(value.chunk(3)), config.n_head)
                 found[f"encoder.layers.{layer}.{ours}.{leaf}"] = value
     sizes = {
         "num_layers": config.n_layer,

@@ -31,7 +31,7 @@ def from_transformers(values: dict[str, Any], ignored: Collection[str] = ()) -> 
             "convert the original one"
         )
     family = FAMILIES[model_type]
-    _refuse_empty_sizes(values)
+    _refuse_empty_sizes(values, {*HARMLESS, *ignored})
     fields = Fields(values, _configuration(family, values))
     assert family.spec is not None, f"{family.name}: listed by model type, so it reads configurations"
     spec = family.spec(fields)
@@ -86,13 +86,15 @@ def _only_float(declared: Any) -> bool:
 _SIZES = ("_size", "_embeddings", "_dim", "_len")
 
 
-def _refuse_empty_sizes(values: Mapping[str, Any]) -> None:
+def _refuse_empty_sizes(values: Mapping[str, Any], harmless: Collection[str]) -> None:
     """Before a configuration class divides by one of them."""
     for name, value in values.items():
         sized = name.startswith(("n_", "num_", "d_model")) or name.endswith(_SIZES)
-        if sized and name not in HARMLESS and type(value) is int and value < 1:
-            raise ConfigError(f"config field {name}={value}: must be at least 1")
+        if sized and name not in harmless and type(value) is int and value < 1:
+            raise Fields(values).error(name, value, "must be at least 1")
 
 
 def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    """What the class says; it repeats values of any length."""
+    words = " ".join(str(error).split()) or type(error).__name__
+    return words if len(words) <= 250 else f"{words[:250]}..."

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import reprlib
+import sys
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -25,6 +25,7 @@ HARMLESS = frozenset(
     max_length min_length do_sample early_stopping num_beams num_beam_groups diversity_penalty temperature
     top_k top_p typical_p repetition_penalty length_penalty no_repeat_ngram_size num_return_sequences
     encoder_no_repeat_ngram_size decoder_start_token_id tie_encoder_decoder
+    n_special predict_special_tokens output_past _num_labels
     """.split()
 )
 """Fields of every family that do not change what the model computes when it is run."""
@@ -40,7 +41,17 @@ ACTIVATIONS: Mapping[str, Activation] = {
     "relu2": "relu2",
 }
 
-_REPR = reprlib.Repr()
+LARGEST_SIZE = 2**31 - 1
+"""Far above every model's sizes, and so low that no arithmetic on sizes overflows."""
+
+
+class _Repr(reprlib.Repr):
+    def repr_int(self, x: int, level: int) -> str:
+        """Python refuses to print numbers of thousands of digits."""
+        return super().repr_int(x, level) if x.bit_length() < 10000 else "a number of thousands of digits"
+
+
+_REPR = _Repr()
 _REPR.maxstring = _REPR.maxother = 80
 """Long values are shortened, so that a complaint stays a line."""
 
@@ -68,6 +79,8 @@ class Fields:
         value = self.take(name, default)
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise self.error(name, value, "must be a whole number of at least 1")
+        if value > LARGEST_SIZE:
+            raise self.error(name, value, f"must be at most {LARGEST_SIZE}")
         return value
 
     def optional_size(self, name: str) -> int | None:
@@ -78,7 +91,7 @@ class Fields:
         """A finite number."""
         value = self.take(name)
         value = default if value is None else value
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not _is_finite(value):
             raise self.error(name, value, "must be a finite number")
         return float(value)
 
@@ -111,7 +124,7 @@ class Fields:
         """A nested configuration; unread fields of it count too."""
         self._read.add(name)
         written = self._values.get(name)
-        if written is not None and not isinstance(written, Mapping):
+        if written is not None and not _is_object(written):
             raise self.error(name, written, "must be an object")
         child = Fields(
             written or {},
@@ -145,3 +158,13 @@ class Fields:
             return True
         declared = getattr(type(self._config), "__dataclass_fields__", {}).get(name)
         return declared is not None and declared.default == value
+
+
+def _is_finite(value: float) -> bool:
+    """As `math.isfinite`, which overflows on whole numbers beyond the floats."""
+    return abs(value) <= sys.float_info.max
+
+
+def _is_object(value: object) -> bool:
+    """YAML's keys may be anything; a configuration's are names."""
+    return isinstance(value, Mapping) and all(isinstance(name, str) for name in value)

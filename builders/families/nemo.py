@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TypeVar
 
-from builders.families.fields import Fields
+from builders.families.fields import LARGEST_SIZE, Fields
 from builders.families.view import Family, View, view
 from builders.sources.stored import Index
 from builders.spec import Activation, ModelSpec, NormKind, PositionKind, RopeSpec
@@ -15,8 +15,15 @@ _NORMS: Mapping[str, NormKind] = {
     "low_precision_layernorm": "layernorm",
     "layernorm1p": "layernorm1p",
     "rmsnorm": "rmsnorm",
+    "LayerNorm": "layernorm",
+    "RMSNorm": "rmsnorm",
 }
-_POSITIONS: Mapping[str, PositionKind] = {"learned_absolute": "learned", "rope": "rope", "none": "none"}
+_POSITIONS: Mapping[str, PositionKind] = {
+    "learned_absolute": "learned",
+    "rope": "rope",
+    "alibi": "alibi",
+    "none": "none",
+}
 _ACTIVATIONS: Mapping[str, tuple[Activation, bool]] = {
     "gelu": ("gelu", False),
     "relu": ("relu", False),
@@ -52,6 +59,15 @@ HARMLESS = frozenset(
     dist_ckpt_load_on_device dist_ckpt_parallel_save dist_ckpt_load_strictness dist_ckpt_parallel_load
     dist_ckpt_torch_dist_multiproc dist_ckpt_assume_constant_structure dist_ckpt_parallel_dist_opt
     memory_profile attention_dropout rotary_emb_fusion peft inference
+    dist_ckpt_parallel_save_within_dp torch_distributed_checkpoint fsdp fsdp_sharding_strategy
+    fsdp_grad_reduce_dtype fsdp_sharded_checkpoint fsdp_cpu_offload fsdp_use_orig_params
+    fsdp_limit_all_gathers distributed_adam_bucket_merge_size nccl_communicator_config_path sharp
+    use_tp_pp_dp_mapping validation_param_sync_overlap ub_tp_comm_overlap_cfg fp8_dot_product_attention
+    fp8_multi_head_attention tp_only_amax_red use_te_rng_tracker enable_cuda_graph enable_megatron_timers
+    megatron_timer_kwargs defer_embedding_wgrad_compute wgrad_deferral_limit memory_efficient_layer_norm
+    pipeline_model_parallel_split_rank disable_parameter_transpose_cache answer_only_loss reset_lr
+    reset_lr_steps save_nemo_on_validation_end log_train_loss pretrained_checkpoint
+    inductor inductor_cudagraph attention_softmax_in_fp32
     """.split()
 )
 """What NeMo writes for training; none of it changes what the model computes when it is run."""
@@ -70,6 +86,7 @@ def read_spec(fields: Fields, vocab_size: int) -> ModelSpec:
     norm = _one_of(fields, "normalization", "layernorm", _NORMS)
     activation, gated = _activation(fields)
     bias = fields.flag("bias", True)
+    position = _one_of(fields, "position_embedding_type", "learned_absolute", _POSITIONS)
     return ModelSpec(
         family="nemo",
         vocab_size=vocab_size,
@@ -83,8 +100,8 @@ def read_spec(fields: Fields, vocab_size: int) -> ModelSpec:
         norm=norm,
         norm_eps=fields.number("layernorm_epsilon", 1e-5),
         norm_bias=norm != "rmsnorm",
-        position=_one_of(fields, "position_embedding_type", "learned_absolute", _POSITIONS),
-        rope=_rope(fields, head_dim),
+        position=position,
+        rope=_rope(fields, head_dim, position),
         activation=activation,
         gated=gated,
         qkv_bias=fields.flag("qkv_bias") or bias,
@@ -104,37 +121,50 @@ def _refuse_unsupported(fields: Fields) -> None:
     fields.expect("headscale", False, None, why="scaled heads are not supported")
     fields.expect("rotary_interleaved", False, None, why="interleaved rotary pairs are not supported")
     fields.expect("num_moe_experts", None, 0, why="NeMo's experts are not supported")
+    fields.expect(
+        "megatron_legacy", False, None, why="q, k and v in Megatron's first order are not supported"
+    )
+    fields.expect("scale_positional_embedding", False, None, why="scaled frequencies are not supported")
+    fields.expect("apply_residual_connection_post_layernorm", False, None, why="known: false")
+    custom = fields.sub("mcore_customization_config")
+    for name in ("new_decoder_architecture", "parallel_attention"):
+        custom.expect(name, False, None, why="Falcon's blocks are not supported")
 
 
 T = TypeVar("T")
 
 
 def _one_of(fields: Fields, name: str, default: str, known: Mapping[str, T]) -> T:
-    value = fields.take(name) or default
-    if value not in known:
+    value = default if fields.take(name) is None else fields.take(name)
+    if not isinstance(value, str) or value not in known:
         raise fields.error(name, value, f"unknown; known: {', '.join(known)}")
     return known[value]
 
 
 def _activation(fields: Fields) -> tuple[Activation, bool]:
-    """Fused bias and GELU is the tanh form, whatever the name says."""
+    """NeMo fuses bias and GELU unless it is told not to, and the fused form is the tanh one."""
     activation, gated = _one_of(fields, "activation", "gelu", _ACTIVATIONS)
-    fused = [fields.take(field) for field in ("bias_gelu_fusion", "bias_activation_fusion", "openai_gelu")]
-    if activation == "gelu" and any(fused):
-        activation = "gelu_tanh"
+    fused = fields.flag("bias_activation_fusion", fields.flag("bias_gelu_fusion", True))
+    tanh = fields.flag("openai_gelu")
+    if activation == "gelu":
+        return ("gelu_tanh" if fused or tanh else "gelu"), gated
+    for name in ("openai_gelu", "onnx_safe"):
+        fields.expect(name, False, None, why="puts GELU in the place of the activation")
     return activation, gated
 
 
-def _rope(fields: Fields, head_dim: int) -> RopeSpec | None:
+def _rope(fields: Fields, head_dim: int, position: PositionKind) -> RopeSpec | None:
     share, base = fields.number("rotary_percentage", 1.0), fields.number("rotary_base", 10000.0)
     factor = fields.optional_number("seq_len_interpolation_factor")
-    if fields.take("position_embedding_type") != "rope":
+    if position != "rope":
         return None
+    if not 0 < share <= 1:
+        raise fields.error("rotary_percentage", share, "must be above 0 and at most 1")
     return RopeSpec(
-        kind="linear" if factor else "default",
+        kind="default" if factor is None else "linear",
         theta=base,
         rotary_dim=int(head_dim * share),
-        factor=factor or 1.0,
+        factor=1.0 if factor is None else factor,
     )
 
 
@@ -143,7 +173,8 @@ def _window(fields: Fields) -> int | None:
     window = fields.take("window_size")
     if window in (None, [-1, -1], [-1, 0]):
         return None
-    if not isinstance(window, list) or len(window) != 2 or window[1] != 0:
+    pair = isinstance(window, list) and [type(size) for size in window] == [int, int]
+    if not pair or window[1] != 0 or not 0 <= window[0] < LARGEST_SIZE:
         raise fields.error("window_size", window, "must be [tokens before, 0]")
     return int(window[0]) + 1
 
@@ -152,11 +183,15 @@ def family(spec: ModelSpec, index: Index) -> Family:
     """The table for the names and the number of parts that this checkpoint has."""
     core = is_core(index)
     parts = len(next(iter(index.values()))) if index else 1
+    ignored = r".*(rotary_pos_emb\.inv_freq|_extra_state|core_attention\..*)"
+    if spec.tied_embeddings:
+        # The last pipeline stage keeps a copy of the embedding under one of these names.
+        ignored += r"|(word_embeddings|output_layer)\.weight"
     return Family(
         name="nemo",
         views=lambda _spec: _views(spec, index, core, parts),
-        prefixes=("model.language_model.", "model."),
-        ignored=r".*(rotary_pos_emb\.inv_freq|_extra_state|core_attention\..*)",
+        prefixes=("model.module.language_model.", "model.language_model.", "model.module.", "model."),
+        ignored=ignored,
     )
 
 

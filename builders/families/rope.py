@@ -20,7 +20,7 @@ _KNOWN = frozenset(
 
 def rope_spec(fields: Fields, *, head_dim: int, max_positions: int) -> RopeSpec:
     """What `rope_parameters` (or the older `rope_theta` and `rope_scaling`) ask for."""
-    for older in ("rope_theta", "rope_scaling", "original_max_position_embeddings"):
+    for older in ("rope_theta", "rope_scaling"):
         fields.written(older)
     values = fields.take("rope_parameters") or {}
     if not isinstance(values, Mapping):
@@ -30,7 +30,7 @@ def rope_spec(fields: Fields, *, head_dim: int, max_positions: int) -> RopeSpec:
     if kind not in get_args(RopeKind):
         raise rope.error("rope_type", kind, f"unknown; known: {', '.join(get_args(RopeKind))}")
     _check_keys(rope, values)
-    original = rope.optional_size("original_max_position_embeddings") or max_positions
+    original = _original_positions(fields, rope) or max_positions
     factor = rope.number("factor", max_positions / original if kind in ("yarn", "longrope") else 1.0)
     return RopeSpec(
         kind=kind,
@@ -42,12 +42,18 @@ def rope_spec(fields: Fields, *, head_dim: int, max_positions: int) -> RopeSpec:
         attention_factor=_attention_factor(kind, rope, factor, original),
         low_freq_factor=rope.number("low_freq_factor", 1.0),
         high_freq_factor=rope.number("high_freq_factor", 4.0),
-        beta_fast=rope.number("beta_fast", 32.0),
-        beta_slow=rope.number("beta_slow", 1.0),
-        truncate=rope.flag("truncate", True),
+        beta_fast=rope.optional_number("beta_fast") or 32.0,
+        beta_slow=rope.optional_number("beta_slow") or 1.0,
+        truncate=rope.flag("truncate", "truncate" not in values),
         short_factor=_factors(rope, "short_factor", kind, head_dim),
         long_factor=_factors(rope, "long_factor", kind, head_dim),
     )
+
+
+def _original_positions(fields: Fields, rope: Fields) -> int | None:
+    """Beside the rotary parameters or among them; Transformers lets the former decide."""
+    name = "original_max_position_embeddings"
+    return fields.optional_size(name) or rope.optional_size(name)
 
 
 def _check_keys(rope: Fields, values: Mapping[str, object]) -> None:
@@ -70,6 +76,9 @@ def _attention_factor(kind: str, rope: Fields, factor: float, original: int) -> 
     if kind == "longrope":
         return math.sqrt(1 + math.log(factor) / math.log(max(original, 2)))
     mscale, all_dim = rope.optional_number("mscale"), rope.optional_number("mscale_all_dim")
+    for name, value in (("mscale", mscale), ("mscale_all_dim", all_dim)):
+        if value is not None and value < 0:
+            raise rope.error(name, value, "must not be negative")
     if mscale and all_dim:
         return _yarn_scale(factor, mscale) / _yarn_scale(factor, all_dim)
     return _yarn_scale(factor, 1.0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from builders.errors import SourceError
@@ -18,13 +18,13 @@ _SCALED_BY_32_LAYERS = (16, 28)
 """LLaMA 3.2's 1B and 3B scale their frequencies by 32, every other scaled model by 8."""
 
 
-def open_folder(folder: Path, *, config_only: bool = False) -> Opened:
+def open_folder(folder: Path, *, ignored: Collection[str] = (), config_only: bool = False) -> Opened:
     """Understand a folder; its weights decide what params.json leaves out."""
     fields = Fields(read_json(folder / "params.json"))
     shards = [] if config_only and fields.written("vocab_size") not in (None, -1) else _shards(folder)
     index = _index(shards)
     spec = _spec(fields, _vocab_size(fields, folder, index))
-    fields.check_all_read(frozenset())
+    fields.check_all_read(ignored)
     tokenizer = folder / "tokenizer.model"
     return Opened(
         family=FAMILY,
@@ -101,16 +101,26 @@ def _width(fields: Fields, hidden: int) -> int:
     """Two thirds of four times the width, stretched, and rounded up to a multiple."""
     width = int(2 * 4 * hidden / 3)
     if (stretch := fields.optional_number("ffn_dim_multiplier")) is not None:
+        if not 0 < stretch < 100:
+            raise fields.error("ffn_dim_multiplier", stretch, "must be above 0 and below 100")
         width = int(stretch * width)
     multiple = fields.size("multiple_of", 256)
     return -(-width // multiple) * multiple
 
 
 def _max_positions(fields: Fields, theta: float, scaled: bool) -> int:
-    """Not written: what the models with such frequencies were trained for."""
+    """What Meta's models with such frequencies were trained for, where `max_seq_len` does not say it.
+
+    Without frequencies of its own a folder is LLaMA 1 (2048) or 2 (4096), and only norm_eps tells them
+    apart: LLaMA 1 has 1e-6, LLaMA 2 has 1e-5 but for copies of its 7B chat. 1e-6 is taken for the
+    shorter, which serves either correctly.
+    """
     if given := fields.optional_size("max_seq_len"):
         return given
-    return 131072 if scaled else {500000.0: 8192, 1000000.0: 16384}.get(theta, 4096)
+    if scaled:
+        return 131072
+    by_norm = 2048 if fields.number("norm_eps", 1e-5) <= 1e-6 else 4096
+    return {500000.0: 8192, 1000000.0: 16384}.get(theta, by_norm)
 
 
 def _rope(fields: Fields, theta: float, scaled: bool, layers: int, head_dim: int) -> RopeSpec:
@@ -121,7 +131,7 @@ def _rope(fields: Fields, theta: float, scaled: bool, layers: int, head_dim: int
         kind="llama3",
         theta=theta,
         rotary_dim=head_dim,
-        factor=(factor or (32.0 if layers in _SCALED_BY_32_LAYERS else 8.0)),
+        factor=(32.0 if layers in _SCALED_BY_32_LAYERS else 8.0) if factor is None else factor,
         original_max_positions=8192,
         low_freq_factor=1.0,
         high_freq_factor=4.0,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from builders.errors import SourceError
@@ -20,6 +20,8 @@ class Opened:
     spec: ModelSpec
     index: Index
     """Empty where only a configuration was asked for."""
+    root: Path = Path()
+    """The folder that the files are named from."""
     weights: Sequence[Path] = ()
     """The files that decide the weights; their hashes go into the content key."""
     tokenizer: Sequence[Path] = ()
@@ -37,6 +39,11 @@ def open_source(
 
     `scratch` takes what must be unpacked to be mapped; it must outlive the conversion.
     """
+    opened = _open(path, scratch, ignored, config_only)
+    return replace(opened, root=path if path.is_dir() else path.parent)
+
+
+def _open(path: Path, scratch: Path, ignored: Collection[str], config_only: bool) -> Opened:
     from builders.sources import hf, meta, nemo
 
     if path.suffix == ".nemo" or (path / "model_config.yaml").is_file():
@@ -46,7 +53,7 @@ def open_source(
             raise SourceError(f"{path}: a configuration alone has no weights; add --load_format random")
         return hf.open_config(path, ignored=ignored)
     if (path / "params.json").is_file() and not (path / "config.json").is_file():
-        return meta.open_folder(path, config_only=config_only)
+        return meta.open_folder(path, ignored=ignored, config_only=config_only)
     if not path.is_dir():
         raise SourceError(f"{path}: no such folder or file")
     return hf.open_folder(path, ignored=ignored, config_only=config_only)

@@ -120,11 +120,17 @@ def _check_shapes(found: Mapping[str, Located]) -> None:
         covered[located.parts] += _numel(located.param.shape)
     for located in found.values():
         first, (rows, cols) = located.parts[0], _whole_shape(located)
+        if other := next((part for part in located.parts if part.shape != first.shape), None):
+            raise SourceError(
+                f"{other.file}: tensor {other.key} of shape {list(other.shape)} is {list(first.shape)} in "
+                f"{first.file.name}; the files are not of one checkpoint"
+            )
         if rows * cols != covered[located.parts] or not located.fits(rows, cols):
             raise SourceError(
                 f"{first.file}: tensor {first.key} of shape {list(first.shape)} ({len(located.parts)} parts) "
                 f"does not hold {located.param.name} of shape {list(located.param.shape)}; "
                 "the configuration is another model's"
+                + (", or files are missing" if rows * cols < covered[located.parts] else "")
             )
 
 

@@ -38,7 +38,7 @@ SIZES = {
     "vocab_size": 101,
 }
 GPT = {"n_embd": 24, "n_head": 4, "n_layer": 3, "vocab_size": 101, "n_positions": 16}
-FILE = SourceFile(sha256="a" * 64, num_bytes=10, modified_ns=1)
+FILE = SourceFile(sha256="a" * 64, num_bytes=10, inode=2, changed_ns=1)
 
 
 def understood(model_type: str, **values: Any) -> ModelSpec:
@@ -139,7 +139,8 @@ def test_everything_that_matters_moves_the_key() -> None:
                         SourceFile,
                         sha256=st.just(FILE.sha256),
                         num_bytes=st.integers(0),
-                        modified_ns=st.integers(0),
+                        inode=st.integers(0),
+                        changed_ns=st.integers(0),
                     )
                     for name in names
                 }

@@ -105,6 +105,40 @@ def test_unknown_field_is_named_with_the_remedy(model_type: str) -> None:
     assert understand(model_type, shiny_new_thing=None) == understand(model_type)
 
 
+@pytest.mark.parametrize("name", ["n_wheels", "num_wheels", "wheel_size", "wheel_dim"])
+def test_ignored_field_may_be_zero(name: str) -> None:
+    """Unknown sizes are refused before a configuration class divides by them, unless they are ignored."""
+    assert f"{name}=0: must be at least 1" in refusal("gpt2", **{name: 0})
+    values = {"model_type": "gpt2", **GPT, name: 0}
+    assert from_transformers(values, [name])[1] == understand("gpt2")
+
+
+@pytest.mark.parametrize("model_type", CONFIGS)
+def test_a_size_that_matters_cannot_be_ignored_away(model_type: str) -> None:
+    for name in SIZES | GPT | MOSAIC:
+        if name in CONFIGS[model_type]:
+            values = {"model_type": model_type, **CONFIGS[model_type], name: 0}
+            with pytest.raises(ConfigError):
+                from_transformers(values, [name])
+
+
+@pytest.mark.parametrize("value", [2**31, 10**400, 16**5000], ids=["2^31", "10^400", "16^5000"])
+def test_whole_numbers_have_a_limit(value: int) -> None:
+    fields = Fields({"wide": value, "widest": 2**31 - 1, "number": 10**400})
+    with pytest.raises(ConfigError, match=r"^config field wide=.*must be at most 2147483647$"):
+        fields.size("wide")
+    assert fields.size("widest") == 2**31 - 1
+    with pytest.raises(ConfigError, match=r"^config field number=1000.*must be a finite number$"):
+        fields.number("number")
+    for name in SIZES:
+        refusal("llama", **{name: 10**400})
+
+
+def test_fields_of_the_first_gpt2_do_not_matter() -> None:
+    fields = {"n_special": 0, "predict_special_tokens": True, "output_past": True, "_num_labels": 1}
+    assert understand("gpt2", **fields) == understand("gpt2")
+
+
 def test_unknown_field_inside_a_field_is_named_in_full() -> None:
     assert "attn_config.novel=1" in refusal("mpt", attn_config={"novel": 1})
     assert "ffn_config.novel=1" in refusal("dbrx", ffn_config={**CONFIGS["dbrx"]["ffn_config"], "novel": 1})
@@ -142,6 +176,9 @@ def test_unknown_activation(model_type: str, name: str, value: object) -> None:
         {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": -4},
         {"rope_type": "yarn", "factor": 4.0, "beta_fast": -1},
         {"rope_type": "yarn", "factor": 4.0, "mscale": "x", "mscale_all_dim": 1.0},
+        {"rope_type": "yarn", "factor": 4.0, "mscale": 1.0, "mscale_all_dim": -1.0},
+        {"rope_type": "yarn", "factor": 10**400},
+        {"rope_type": "yarn", "factor": 4.0, "attention_factor": 0},
         {"rope_type": "yarn", "factor": 4.0, "truncate": "no"},
         {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1},
         {"rope_type": "longrope", "factor": 4.0},

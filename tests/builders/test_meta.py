@@ -74,6 +74,29 @@ def test_scaling_of_published_models(layers: int, factor: float, tmp_path: Path)
     assert (spec.intermediate_size, spec.max_positions) == (8192, 131072)
 
 
+SIZES_7B = {"dim": 4096, "multiple_of": 256, "n_heads": 32, "n_layers": 32, "vocab_size": 32000}
+
+
+@pytest.mark.parametrize(
+    ("params", "positions"),
+    [
+        ({"norm_eps": 1e-6}, 2048),
+        ({"norm_eps": 1e-5}, 4096),
+        ({}, 4096),
+        ({"norm_eps": 1e-6, "max_seq_len": 4096}, 4096),
+        ({"norm_eps": 1e-5, "max_seq_len": 2048}, 2048),
+        ({"norm_eps": 1e-5, "rope_theta": 1000000}, 16384),
+        ({"norm_eps": 1e-5, "rope_theta": 500000.0}, 8192),
+    ],
+    ids=["LLaMA 1", "LLaMA 2", "unsaid", "says 4096", "says 2048", "CodeLlama", "LLaMA 3"],
+)
+def test_longest_text(params: dict[str, Any], positions: int, tmp_path: Path) -> None:
+    """Published folders do not write it down; max_seq_len is the way to say it."""
+    (tmp_path / "params.json").write_text(json.dumps({**SIZES_7B, **params}))
+    spec = open_folder(tmp_path, config_only=True).spec
+    assert (spec.max_positions, spec.intermediate_size) == (positions, 11008)
+
+
 def test_tokenizer_travels(tmp_path: Path) -> None:
     folder = write_meta(tiny(), tmp_path / "model", shards=1, split_vocab=True)
     (folder / "tokenizer.model").write_bytes(b"pieces")
@@ -94,6 +117,40 @@ def test_tensor_of_one_shard_alone(tmp_path: Path) -> None:
     torch.save(content, folder / "consolidated.01.pth")
     with pytest.raises(SourceError, match=r"norm.weight is in 1 of 2 shards"):
         open_folder(folder)
+
+
+def test_last_shard_is_missed(tmp_path: Path) -> None:
+    folder = write_meta(tiny(vocab_size=104), tmp_path / "model", shards=2, split_vocab=True)
+    (folder / "consolidated.01.pth").unlink()
+    with pytest.raises(SourceError, match="or files are missing"):
+        convert_opened(open_folder(folder), Mapping(), tmp_path / "out")
+
+
+@pytest.mark.parametrize("rows", [60, 68])
+def test_shards_of_two_checkpoints(rows: int, tmp_path: Path) -> None:
+    folder = write_meta(tiny(vocab_size=104), tmp_path / "model", shards=2, split_vocab=True)
+    content = torch.load(folder / "consolidated.01.pth", weights_only=True)
+    content["layers.1.feed_forward.w1.weight"] = torch.zeros(rows, 48)
+    torch.save(content, folder / "consolidated.01.pth")
+    with pytest.raises(SourceError, match=r"w1.weight of shape .* not of one checkpoint"):
+        convert_opened(open_folder(folder), Mapping(), tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("ffn_dim_multiplier", 1e308), ("ffn_dim_multiplier", 0), ("n_heads", 5), ("n_layers", 0)],
+)
+def test_parameter_out_of_range_is_named(field: str, value: float, tmp_path: Path) -> None:
+    folder = write_meta(tiny(), tmp_path / "model", shards=1, split_vocab=True, **{field: value})
+    with pytest.raises(ConfigError, match=rf"config field {field}="):
+        open_folder(folder)
+
+
+def test_ignored_parameter(tmp_path: Path) -> None:
+    folder = write_meta(tiny(), tmp_path / "model", shards=1, split_vocab=True, wheels=4)
+    with pytest.raises(ConfigError, match="add --ignore_config_field wheels"):
+        open_source(folder, scratch=tmp_path)
+    assert open_source(folder, scratch=tmp_path, ignored=["wheels"]).spec.num_layers == 3
 
 
 def test_other_width_is_another_model(tmp_path: Path) -> None:

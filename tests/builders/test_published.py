@@ -17,6 +17,9 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 
 BILLIONS = {
     "gpt2": 0.124,
+    "gpt2-medium": 0.355,
+    "gpt2-xl": 1.558,
+    "distilgpt2": 0.0819,
     "santacoder": 1.12,
     "starcoder": 15.5,
     "granite-20b-code": 20.1,
@@ -43,6 +46,9 @@ BILLIONS = {
 
 NUMBERS: dict[str, dict[str, Any]] = {
     "gpt2": {"num_kv_heads": 12, "activation": "gelu_tanh", "tied_embeddings": True, "position": "learned"},
+    "gpt2-medium": {"num_kv_heads": 16, "num_layers": 24, "activation": "gelu_tanh"},
+    "gpt2-xl": {"num_kv_heads": 25, "head_dim": 64, "num_layers": 48},
+    "distilgpt2": {"num_layers": 6, "max_positions": 1024},
     "santacoder": {"num_kv_heads": 1, "activation": "gelu_tanh", "family": "gpt2"},
     "starcoder": {"num_kv_heads": 1, "activation": "gelu", "max_positions": 8192},
     "granite-20b-code": {"num_kv_heads": 1, "num_layers": 52, "activation": "gelu_tanh"},

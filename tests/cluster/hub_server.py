@@ -28,7 +28,7 @@ class Hub:
     def push(self, repo: str, folder: Path, *, branch: str = "main") -> str:
         """A commit; a branch points to it."""
         content = "".join(
-            f"{f.name}{f.stat().st_size}{f.read_bytes()[:64]!r}" for f in sorted(folder.iterdir())
+            f"{name}{file.stat().st_size}{file.read_bytes()[:64]!r}" for name, file in _files(folder)
         )
         commit = hashlib.sha1(content.encode()).hexdigest()
         self.repos.setdefault(repo, {}).update({branch: folder, commit: folder})
@@ -102,7 +102,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _info(self, repo: str, revision: str, body: bool) -> None:
         if self._known(repo, revision, body):
-            files = [{"rfilename": file.name} for file in sorted(self.hub.repos[repo][revision].iterdir())]
+            files = [{"rfilename": name} for name, _ in _files(self.hub.repos[repo][revision])]
             info = {"id": repo, "modelId": repo, "sha": self.hub.commit(repo, revision), "siblings": files}
             self._send(
                 200, json.dumps({**info, "private": False, "tags": [], "downloads": 0}).encode(), {}, body
@@ -111,8 +111,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _tree(self, repo: str, revision: str, body: bool) -> None:
         if self._known(repo, revision, body):
             files = [
-                {"type": "file", "path": file.name, "size": file.stat().st_size, "oid": _etag(file)}
-                for file in sorted(self.hub.repos[repo][revision].iterdir())
+                {"type": "file", "path": name, "size": file.stat().st_size, "oid": _etag(file)}
+                for name, file in _files(self.hub.repos[repo][revision])
             ]
             self._send(200, json.dumps(files).encode(), {}, body)
 
@@ -133,6 +133,12 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if body:
             self.wfile.write(content)
+
+
+def _files(folder: Path) -> list[tuple[str, Path]]:
+    """By path in the repository."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    return [(file.relative_to(folder).as_posix(), file) for file in files]
 
 
 def _etag(file: Path) -> str:

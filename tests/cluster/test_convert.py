@@ -87,6 +87,52 @@ def test_changed_weights_are_refused_then_overwritten(model: Path, tmp_path: Pat
     assert new.key != old.key and content(tmp_path / "out") != before
 
 
+def test_other_weights_of_the_same_age_and_size_are_other_inputs(model: Path, tmp_path: Path) -> None:
+    """A time that a program can set proves nothing."""
+    go(model, tmp_path / "out")
+    other = save_llama(tmp_path / "other", seed=1)
+    same = (model / "model.safetensors").stat()
+    for folder in (model, other):
+        os.utime(folder / "model.safetensors", ns=(same.st_mtime_ns, same.st_mtime_ns))
+    with pytest.raises(ArtifactError, match="other inputs"):
+        go(other, tmp_path / "out")
+    shutil.copy2(other / "model.safetensors", model / "model.safetensors")
+    with pytest.raises(ArtifactError, match="other inputs"):
+        go(model, tmp_path / "out")
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_every_file_of_an_unpacked_archive_counts(tmp_path: Path, rank: int) -> None:
+    config, tensors = plain_gpt(random_model(gpt2(vocab_size=104)))  # type: ignore[arg-type]
+    source = write_nemo(tmp_path / "unpacked", config, tensors, prefix=OLD, tp=2)
+    files = [f"mp_rank_0{rank}/model_weights.ckpt" for rank in (0, 1)]
+    done = go(source, tmp_path / "out")
+    assert set(read_manifest(done.output_dir).source.files) >= set(files)
+    changed = torch.load(source / files[rank], weights_only=True)
+    next(iter(changed.values())).add_(1)
+    torch.save(changed, source / files[rank])
+    with pytest.raises(ArtifactError, match="other inputs"):
+        go(source, tmp_path / "out")
+
+
+def test_lost_tokenizer_file_is_damage(model: Path, tmp_path: Path) -> None:
+    (model / "tokenizer.json").write_text("{}")
+    go(model, tmp_path / "out")
+    (tmp_path / "out/tokenizer/tokenizer.json").unlink()
+    with pytest.raises(ArtifactError, match="damaged"):
+        go(model, tmp_path / "out")
+
+
+def test_link_to_a_folder_stays_a_link(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "disk/out")
+    first = go(model, tmp_path / "out")
+    save_llama(model, seed=1)
+    second = go(model, tmp_path / "out", overwrite=True)
+    assert (tmp_path / "out").is_symlink() and first.key != second.key
+    assert [item.name for item in (tmp_path / "disk").iterdir()] == ["out"]
+
+
 def test_other_layout_is_refused(model: Path, tmp_path: Path) -> None:
     go(model, tmp_path / "out")
     with pytest.raises(ArtifactError, match="--overwrite"):
@@ -130,8 +176,9 @@ def test_nothing_is_left_behind(model: Path, tmp_path: Path) -> None:
     assert sorted(file.name for file in (tmp_path / "made").iterdir()) == ["out"]
 
 
+@pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("moment_s", [0.0, 0.05, 0.3])
-def test_killed_conversion_leaves_nothing_visible(tmp_path: Path, moment_s: float) -> None:
+def test_killed_conversion_leaves_nothing_visible(tmp_path: Path, moment_s: float, workers: int) -> None:
     model = save_llama(tmp_path / "model", hidden_size=512, intermediate_size=2048, num_hidden_layers=8)
     command = [
         sys.executable,
@@ -143,7 +190,8 @@ def test_killed_conversion_leaves_nothing_visible(tmp_path: Path, moment_s: floa
         "--output_dir",
         tmp_path / "out",
     ]
-    process = subprocess.Popen([*map(str, command), "--tp_size", "4"], cwd=ROOT, stderr=subprocess.DEVNULL)
+    layout = ["--tp_size", "4", "--workers", str(workers)]
+    process = subprocess.Popen([*map(str, command), *layout], cwd=ROOT, stderr=subprocess.DEVNULL)
     drafts = tmp_path / ".rankforge-drafts"
     while process.poll() is None and not list(drafts.glob("*/rank0.safetensors")):
         time.sleep(0.005)
@@ -218,10 +266,26 @@ def test_layouts_that_cannot_be_made(
     assert "\n" not in str(error.value) and not (tmp_path / "out").exists()
 
 
-def test_output_that_cannot_be_written(model: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("place", ["file/out", "/proc/out", "x" * 300, f"{'x' * 300}/out", "loop/out"])
+def test_output_that_cannot_be_written(model: Path, tmp_path: Path, place: str) -> None:
     (tmp_path / "file").write_text("")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
     with pytest.raises(UserError, match="choose another --output_dir"):
-        go(model, tmp_path / "file/out")
+        go(model, tmp_path / place)
+    assert {item.name for item in tmp_path.iterdir()} == {"model", "file", "loop"}
+
+
+def test_model_that_is_no_path(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="neither a path nor a Hugging Face id"):
+        go(Path("x" * 300), tmp_path / "out")
+
+
+def test_new_folders_go_when_nothing_comes_of_it(model: Path, tmp_path: Path) -> None:
+    (model / "model.safetensors").chmod(0o644)
+    (model / "config.json").write_text("{}")
+    with pytest.raises(UserError):
+        go(model, tmp_path / "new/er/out")
+    assert not (tmp_path / "new").exists()
 
 
 def test_full_disk_is_one_line(model: Path, tmp_path: Path, small_disk: Path) -> None:

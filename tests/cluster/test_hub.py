@@ -33,6 +33,7 @@ def hub() -> Iterator[Hub]:
 def folder(path: Path, files: dict[str, str]) -> Path:
     path.mkdir()
     for name, content in files.items():
+        (path / name).parent.mkdir(exist_ok=True)
         (path / name).write_text(content)
     return path
 
@@ -88,6 +89,14 @@ def test_offline_afterwards_asks_nobody(hub: Hub, tmp_path: Path) -> None:
     assert get(hub, tmp_path, offline=True) == online
     assert get(hub, tmp_path, offline=True, revision=online.revision) == online
     assert hub.requests == []
+
+
+def test_offline_misses_nothing_in_folders_that_are_never_fetched(hub: Hub, tmp_path: Path) -> None:
+    meta = {"original/tokenizer.model": "t", "original/model.safetensors": "w", "original/config.json": "{}"}
+    hub.push("org/model", folder(tmp_path / "repo", {**BOTH, **meta}))
+    online = get(hub, tmp_path)
+    assert not any(request.endswith("original/tokenizer.model") for request in hub.requests)
+    assert get(hub, tmp_path, offline=True) == online
 
 
 def test_offline_with_a_config_alone_has_no_weights(hub: Hub, tmp_path: Path) -> None:
