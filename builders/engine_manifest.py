@@ -121,6 +121,20 @@ def unit_folder(folder: Path, unit: Unit) -> Path:
 def check_unit(folder: Path, unit: Unit) -> None:
     """Refuse files that are not the ones that were built."""
     for written in unit.files:
-        file = unit_folder(folder, unit) / written.name
-        if not file.is_file() or disk.sha256(file) != written.sha256:
-            raise ArtifactError(f"{file}: missing, or not the file that was built; build the engine again")
+        check_written(unit_folder(folder, unit) / written.name, written)
+
+
+def check_written(file: Path, written: Written) -> None:
+    """Refuse a file that is not the one that was built."""
+    if not file.is_file() or disk.sha256(file) != written.sha256:
+        raise ArtifactError(f"{file}: missing, or not the file that was built; build the engine again")
+
+
+def unit_file(folder: Path, unit: Unit, name: str) -> Path:
+    """One of a unit's files, once it is known to be the one that was built."""
+    written = next((written for written in unit.files if written.name == name), None)
+    if written is None:
+        raise ArtifactError(f"{folder}: unit {unit.key[:12]} has no {name}; build the engine again")
+    file = unit_folder(folder, unit) / name
+    check_written(file, written)
+    return file

@@ -24,7 +24,8 @@ def element_bytes(manifest: Manifest) -> int:
 def activation_bytes(manifest: Manifest, rank: int, limits: Limits) -> int:
     """An estimate of what the largest step computes with beside weights and cache.
 
-    The residual stream and its norm live throughout; attention, MLP and head take turns.
+    The residual stream and its norm live throughout; attention, MLP and head take turns. What the attention
+    operator needs within itself depends on its kernel and is not counted.
     """
     spec, shape = manifest.spec, rank_shape(manifest.spec, manifest.mapping, rank)
     sequences, element = limits.max_batch_size * limits.max_beam_width, element_bytes(manifest)

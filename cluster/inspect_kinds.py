@@ -12,7 +12,7 @@ from rich.table import Table
 from builders.build import processor, versions
 from builders.cuda.target import obstacle as obstacle_of_device
 from builders.engine_folder import read_program
-from builders.engine_manifest import TorchManifest, TrtManifest, unit_folder
+from builders.engine_manifest import TorchManifest, TrtManifest
 from builders.memory import activation_bytes
 from builders.trt.facts import read_facts
 from builders.trt.load import obstacle
@@ -63,7 +63,7 @@ def other_compiler(engine: TorchManifest) -> str | None:
 
 
 def _plan(folder: Path, engine: TrtManifest) -> OfKind:
-    plans = [read_facts(unit_folder(folder, unit)) for unit in engine.units]
+    plans = [read_facts(folder, unit) for unit in engine.units]
     return OfKind(
         facts={
             "library": engine.library,

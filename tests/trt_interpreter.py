@@ -198,23 +198,33 @@ def cache_update(layer: Any, args: Sequence[Any]) -> Tensor:
 
 
 def attention(layer: Any, args: Sequence[Any]) -> Tensor:
-    """q, k, v [B, heads, length, D], an optional mask, and how many keys each sequence has."""
+    """q, k, v [B, heads, length, D], and either a mask or how many keys each sequence has.
+
+    Beside a mask, no kernel of TensorRT's reads the lengths: a mask has to hide what lies beyond them.
+    """
     q, k, v = args[:3]
     mask, lengths = (args[index] if len(args) > index else None for index in (3, 6))
     repeat = q.shape[1] // k.shape[1]
     k, v = (part.repeat_interleave(repeat, 1).float() for part in (k, v))
     scores = q.float() @ k.transpose(-1, -2)
+    if mask is None:
+        scores = scores.masked_fill(~_seen(layer, scores, lengths), float("-inf"))
+    else:
+        # TensorRT takes no mask beside a causal kind.
+        scores = (
+            scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask.float()
+        )
+    return (scores.softmax(-1) @ v).to(q.dtype)  # type: ignore[no-any-return]
+
+
+def _seen(layer: Any, scores: Tensor, lengths: Tensor | None) -> Tensor:
+    """Which keys each query sees, by how many there are and what comes after it."""
     queries, keys = scores.shape[-2:]
     held = torch.tensor(keys) if lengths is None else lengths.view(-1, 1, 1, 1)
-    place = torch.arange(keys)
-    seen = place < held
-    if layer.attention.causal_kind.name == "LOWER_RIGHT":
-        seen = seen & (place <= torch.arange(queries)[:, None] + held - queries)
-    if mask is not None and mask.dtype == torch.bool:
-        seen = seen & mask
-    elif mask is not None:
-        scores = scores + mask.float()
-    return (scores.masked_fill(~seen, float("-inf")).softmax(-1) @ v).to(q.dtype)  # type: ignore[no-any-return]
+    place, latest = torch.arange(keys), torch.arange(queries)[:, None]
+    kind = layer.attention.causal_kind.name
+    latest = {"NONE": latest + keys, "UPPER_LEFT": latest, "LOWER_RIGHT": latest + held - queries}[kind]
+    return (place < held) & (place <= latest)
 
 
 def dequantize(layer: Any, args: Sequence[Any]) -> Tensor:

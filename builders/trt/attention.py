@@ -122,9 +122,11 @@ def attention(
     causal = kind.NONE if masked else kind.LOWER_RIGHT
     layer = net.layer("attention_v2", net.cast(scaled, dtype), keys, values, norm, causal)
     layer.decomposable = True
-    layer.key_value_lengths = slots.lengths
+    # Beside a mask, which hides what lies beyond them, no kernel reads the lengths.
     if masked:
         layer.mask = mask
+    else:
+        layer.key_value_lengths = slots.lengths
     return from_heads(net, slots, layer.get_output(0))
 
 

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from builders.engine_manifest import Unit, unit_file
 from builders.plain import from_json
 from builders.trt.build import Plan
 from builders.trt.net import torch_dtype
@@ -71,6 +72,6 @@ def write_facts(folder: Path, facts: PlanFacts) -> None:
     (folder / FACTS).write_text(json.dumps(asdict(facts), sort_keys=True))
 
 
-def read_facts(folder: Path) -> PlanFacts:
-    """Of the plan in a folder whose files were checked."""
-    return from_json(PlanFacts, json.loads((folder / FACTS).read_text()))
+def read_facts(folder: Path, unit: Unit) -> PlanFacts:
+    """Of one of an engine's plans."""
+    return from_json(PlanFacts, json.loads(unit_file(folder, unit, FACTS).read_text()))

@@ -8,7 +8,7 @@ from typing import Any
 
 from builders.checkpoint import rank_tensors
 from builders.constants import rank_constants
-from builders.engine_manifest import TrtManifest, check_unit, unit_folder
+from builders.engine_manifest import TrtManifest, unit_file
 from builders.errors import EngineError
 from builders.mapping import rank_shape
 from builders.trt.device import DeviceExecutor
@@ -46,16 +46,15 @@ def load_plan(folder: Path, manifest: TrtManifest, rank: int, *, num_blocks: int
 def load_on(trt: Any, folder: Path, manifest: TrtManifest, rank: int, *, device: str) -> TrtEngine:
     """One rank, with the library and the device that are to run it."""
     unit = manifest.units[manifest.ranks[rank]]
-    check_unit(folder, unit)
     checkpoint = manifest.checkpoint
     shape = rank_shape(checkpoint.spec, checkpoint.mapping, rank)
-    names = read_facts(unit_folder(folder, unit)).weight_inputs
+    names = read_facts(folder, unit).weight_inputs
     tensors = {
         **(rank_tensors(folder, checkpoint, rank) if names else {}),
         **rank_constants(checkpoint.spec, checkpoint.mapping, rank),
     }
     bound = {name: t.to(device) for name, t in given(names, shape.layers.start, tensors).items()}
-    with (unit_folder(folder, unit) / PLAN).open("rb") as file:
+    with unit_file(folder, unit, PLAN).open("rb") as file:
         plan = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     executor = DeviceExecutor(trt, plan, bound, device=device)
     return TrtEngine(executor, manifest.limits, first=shape.first, last=shape.last)

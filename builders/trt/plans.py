@@ -21,7 +21,7 @@ from builders.program import Program
 from builders.store import Store
 from builders.trt.build import build_plan
 from builders.trt.facts import PLAN, facts_of, write_facts
-from builders.trt.network import lower, profiles_of
+from builders.trt.network import Network, lower, profiles_of
 from builders.trt.target import Target, check_target, load_library
 from builders.trt.weights import Weights
 from builders.units import Heard
@@ -45,17 +45,7 @@ class PlanUnit:
     def build(self, folder: Path, store: Store, heard: Heard) -> None:
         """Write the plan and what is known of it; what the builder learned goes to the store."""
         trt, timings = load_library(self.target.library), timing_cache_name(self.target)
-        checkpoint = self.checkpoint
-        network = lower(
-            self.graphs,
-            checkpoint.spec,
-            checkpoint.mapping,
-            self.rank,
-            getattr(torch, checkpoint.dtype),
-            self.limits,
-            trt,
-            self._weights(),
-        )
+        network = self.network(trt)
         known = store.read_blob(timings) if self.target.is_timed else None
         plan = build_plan(network, self.target, timing_cache=known or b"", heard=heard)
         (folder / PLAN).write_bytes(plan.data)
@@ -63,6 +53,12 @@ class PlanUnit:
         if plan.timing_cache:
             # Of two builds at once the last wins: what the other learned is only measured again.
             store.write_blob(timings, plan.timing_cache)
+
+    def network(self, trt: Any) -> Network:
+        """What TensorRT is to build."""
+        checkpoint, dtype = self.checkpoint, getattr(torch, self.checkpoint.dtype)
+        spec, mapping = checkpoint.spec, checkpoint.mapping
+        return lower(self.graphs, spec, mapping, self.rank, dtype, self.limits, trt, self._weights())
 
     def _weights(self) -> Weights | None:
         """Hashed before they are mapped: other checkpoints' builds will trust the key."""

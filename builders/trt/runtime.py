@@ -33,7 +33,8 @@ def num_slots(limits: Limits) -> int:
 class TrtEngine:
     """One rank of a model. A step's table of blocks has one column: each sequence's slot.
 
-    Steps are read on the host, so their tensors should be there; x is on the device.
+    Steps are read on the host, so their tensors should be there; x is on the device. Tensor parallel ranks
+    are joined by the executor, before the first step.
     """
 
     def __init__(self, executor: Executor, limits: Limits, *, first: bool, last: bool) -> None:

@@ -147,9 +147,8 @@ def test_gpt_175b_builds() -> None:
 class TimingBuilder:
     """A data-centre TensorRT, as far as its timing cache goes, around the real builder."""
 
-    def __init__(self, builder: Any) -> None:
-        self._builder = builder
-        self.given: list[bytes] = []
+    def __init__(self, builder: Any, given: list[bytes]) -> None:
+        self._builder, self.given = builder, given
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._builder, name)
@@ -187,7 +186,7 @@ class TimingConfig:
 
 def test_timing_cache_goes_in_and_out_where_the_builder_times() -> None:
     lowered = network(buildable("gpt2"), Mapping(), 0, trt, strip=True, dtype=torch.float16)
-    timed = replace(lowered, builder=TimingBuilder(lowered.builder))
+    timed = replace(lowered, builder=TimingBuilder(lowered.builder, []))
     as_timed = type("Timed", (Target,), {"is_timed": True})(**vars(TARGETS["sm80"]))
     assert build_plan(timed, as_timed, timing_cache=b"known ").timing_cache == b"known learned"
     for useless in (b"torn", b"foreign", b""):

@@ -142,6 +142,7 @@ def test_commands_from_the_shell(checkpoint: Path, tmp_path: Path) -> None:
     assert json.loads(made.stdout)["num_units"] == 4, made.stderr
     assert "torch engine" in rankforge("inspect", engine).stdout
     found = json.loads(rankforge("inspect", engine, "--json").stdout)
+    assert all(rank["workspace_bytes"] > 0 for rank in found["ranks"])
     assert found["inputs"]["x"] == ["float32", "tokens", "32"]
     assert "4 entries" in rankforge("store", "list", "--store_dir", store).stdout
     assert rankforge("store", "verify", "--store_dir", store).stdout == "all sound\n"

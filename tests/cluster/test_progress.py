@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 
-from cluster.progress import BarReporter, LineReporter, Reporter, reporter_for
+from cluster.progress import MOST_BARS, BarReporter, LineReporter, Reporter, reporter_for
 
 
 class Terminal(io.StringIO):
@@ -48,3 +48,30 @@ def test_a_terminal_gets_bars() -> None:
 
 def test_a_pipe_gets_lines() -> None:
     assert isinstance(reporter_for(io.StringIO(), as_json=False), LineReporter)
+
+
+def test_units_are_counted_in_hundredths() -> None:
+    stream = Terminal()
+    reporter = BarReporter(stream)
+    reporter.start([100, 100], "build x", "percent")
+    reporter.advance(1, 100)
+    reporter.finish()
+    text = stream.getvalue()
+    assert "build x" in text and "50%" in text and "unit 1" in text and "100%" in text and "rank" not in text
+
+
+def test_too_many_parts_are_one_bar() -> None:
+    stream = Terminal()
+    reporter = BarReporter(stream)
+    reporter.start([100] * (MOST_BARS + 1), "build x", "percent")
+    reporter.advance(MOST_BARS, 100)
+    reporter.finish()
+    assert "unit" not in stream.getvalue()
+
+
+def test_lines_of_units_say_no_bytes() -> None:
+    stream = io.StringIO()
+    reporter = LineReporter(stream, as_json=False)
+    reporter.start([100], "build x", "percent")
+    reporter.advance(0, 100)
+    assert stream.getvalue().splitlines() == ["build x: 0%", "build x: 100%, 0 s left"]
