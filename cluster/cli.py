@@ -13,16 +13,19 @@ from typer.exceptions import TyperException
 
 from builders.errors import RankforgeError, UserError
 from cluster.build_options import BuildOptions
+from cluster.completion import Group, install_completion, normalize, show_completion
 from cluster.convert_options import ConvertOptions
 from cluster.demo_options import DemoOptions
 from cluster.inspect_options import InspectOptions
-from cluster.options import command, normalize
+from cluster.options import command
 from cluster.progress import stderr_reporter
 from cluster.store_options import PruneOptions, StoreOptions
 
 app = typer.Typer(
     name="rankforge",
     help="Convert LLM checkpoints to one shard per rank, build engines, and serve them.",
+    cls=Group,
+    add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "token_normalize_func": normalize},
@@ -40,6 +43,8 @@ def _main(
     _version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
+    _install: Annotated[str | None, install_completion] = None,
+    _show: Annotated[str | None, show_completion] = None,
 ) -> None:
     pass
 
@@ -79,7 +84,9 @@ def inspect(options: InspectOptions) -> None:
         (show_engine if is_engine else show)(found, Console())
 
 
-store = typer.Typer(name="store", help="Look after the store of built programs.", no_args_is_help=True)
+store = typer.Typer(
+    name="store", help="Look after the store of built programs.", cls=Group, no_args_is_help=True
+)
 app.add_typer(store)
 
 
@@ -135,7 +142,7 @@ def _print(result: dict[str, Any], text: str, *, as_json: bool) -> None:
 def main() -> None:
     """Run a command; what the user can fix is one line and exit code 2."""
     try:
-        sys.exit(app(standalone_mode=False))
+        sys.exit(app(prog_name="rankforge", standalone_mode=False))
     except KeyboardInterrupt:
         sys.exit(130)
     except RankforgeError as error:

@@ -12,6 +12,8 @@ from typing import Annotated, Any
 
 import typer
 
+from cluster.completion import Command, normalize
+
 
 def option(
     default: Any = dataclasses.MISSING, *, help: str, group: str = "Options", least: int | None = None,
@@ -40,14 +42,9 @@ def command(app: typer.Typer, options: type[Any], **settings: Any) -> Callable[[
         run.__signature__ = inspect.Signature(parameters(options))  # type: ignore[attr-defined]
         run.__annotations__ = {}
         context = {"token_normalize_func": normalize, "help_option_names": ["-h", "--help"]}
-        app.command(context_settings=context, **settings)(run)
+        app.command(cls=Command, context_settings=context, **settings)(run)
 
     return register
-
-
-def normalize(name: str) -> str:
-    """`tp-size` and `tp_size` are one name."""
-    return name.replace("-", "_")
 
 
 def parameters(options: type[Any]) -> Sequence[inspect.Parameter]:

@@ -94,9 +94,63 @@ def test_bare_command_shows_help_and_no_empty_error() -> None:
     assert "convert" in result.stdout
 
 
+SCRIPTS = {"bash": "complete -o default", "zsh": "#compdef", "fish": "complete --command"}
+SCRIPTS |= {"powershell": "Register-ArgumentCompleter", "pwsh": "Register-ArgumentCompleter"}
+FAR_FROM_ANY_SHELL = """
+import os, sys
+for _ in range(12):
+    if child := os.fork():
+        sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+"""
+"""More ancestors that are no shell than a search for one goes through."""
+PARENTS = {
+    "sh": ["sh", "-c", '"$0" "$@"; exit $?', sys.executable],
+    "none": [sys.executable, "-c", FAR_FROM_ANY_SHELL],
+}
+
+
+def started_by(parent: str, *args: str) -> subprocess.CompletedProcess[str]:
+    """The command with this shell above it."""
+    command = [*PARENTS[parent], "-m", "cluster", *args]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.parametrize("parent", PARENTS)
 @pytest.mark.parametrize("option", ["--show-completion", "--show_completion"])
-def test_completion_script(option: str) -> None:
-    assert "_COMPLETE" in rankforge(option, "bash").stdout
+def test_completion_script_of_a_named_shell(option: str, parent: str) -> None:
+    result = started_by(parent, option, "bash")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "_RANKFORGE_COMPLETE=complete_bash" in result.stdout
+
+
+@pytest.mark.parametrize("shell", SCRIPTS)
+def test_completion_script_is_the_shells_own(shell: str) -> None:
+    assert SCRIPTS[shell] in rankforge(f"--show-completion={shell}").stdout
+
+
+@pytest.mark.parametrize(("parent", "word"), [("sh", "the shell is sh"), ("none", "no shell")])
+def test_completion_of_a_shell_that_is_not_named(parent: str, word: str) -> None:
+    message = one_line_error(started_by(parent, "--show-completion"))
+    assert word in message and "zsh" in message
+
+
+def test_completion_finds_the_shell_in_use() -> None:
+    line = f'{sys.executable} -m cluster --show-completion; exit "$?"'
+    result = subprocess.run(["bash", "-c", line], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert "complete_bash" in result.stdout
+
+
+@pytest.mark.parametrize("option", ["--show-completion", "--install-completion"])
+def test_completion_of_an_unknown_shell_is_refused(option: str) -> None:
+    assert "'tcsh' is not one of bash" in one_line_error(rankforge(option, "tcsh"))
+
+
+def test_installing_completion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert rankforge("--install-completion", "fish").returncode == 0
+    (script,) = tmp_path.rglob("rankforge.fish")
+    assert "_RANKFORGE_COMPLETE" in script.read_text()
 
 
 @pytest.mark.parametrize(
@@ -104,6 +158,16 @@ def test_completion_script(option: str) -> None:
     [
         ("con", ["convert"]),
         ("convert --tp", ["--tp_size"]),
+        ("build --tokens-per", ["--tokens-per-block"]),
+        ("build --tokens_per", ["--tokens_per_block"]),
+        ("convert --use-par", ["--use-parallel-embedding"]),
+        ("convert --use-parallel_e", ["--use-parallel_embedding"]),
+        ("convert --load-format r", ["random"]),
+        ("--show-c", ["--show-completion"]),
+        ("--show_c", ["--show_completion"]),
+        ("--show", ["--show-completion"]),
+        ("--show-completion z", ["zsh"]),
+        ("store prune --max-b", ["--max-bytes"]),
         ("convert --load_format ", ["auto", "random"]),
         ("convert --dtype b", ["bfloat16"]),
     ],
