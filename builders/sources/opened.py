@@ -8,6 +8,7 @@ from pathlib import Path
 
 from builders.errors import SourceError
 from builders.families.view import Family
+from builders.mapping import Mapping
 from builders.sources.stored import Index
 from builders.spec import ModelSpec
 
@@ -28,6 +29,8 @@ class Opened:
     """generation_config.json, where the source has one."""
     dtype: str | None = None
     """What the configuration says; only asked where there are no weights."""
+    layout: Mapping | None = None
+    """The ranks that the configuration was written for, where it says so."""
 
 
 def open_source(
