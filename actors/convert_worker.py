@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -22,17 +22,26 @@ Advance = Callable[[int, int], None]
 """Hears of a rank and the bytes it wrote."""
 
 
-def run_ranks(plan: ConvertPlan, folder: Path, *, workers: int, advance: Advance) -> list[Written]:
-    """Write every rank's file into the folder; the first error ends it and the other workers."""
-    ranks = range(plan.mapping.world_size)
-    if min(workers, len(ranks)) == 1:
+def run_ranks(
+    plan: ConvertPlan,
+    folder: Path,
+    *,
+    workers: int,
+    advance: Advance,
+    only: Sequence[int] | None = None,
+) -> list[Written]:
+    """Write every rank's file, or those of some, into the folder; the first error ends all workers."""
+    ranks = range(plan.mapping.world_size) if only is None else only
+    if min(workers, len(ranks)) <= 1:
         return [convert_rank(plan, rank, folder, partial(advance, rank)) for rank in ranks]
     with _progress(advance) as queue, _pool(min(workers, len(ranks)), queue) as pool:
         jobs = [pool.submit(_convert_in_worker, plan, rank, folder) for rank in ranks]
         try:
             return [job.result() for job in jobs]
         except BrokenProcessPool as error:
-            unfinished = [rank for rank, job in enumerate(jobs) if not job.done() or job.exception()]
+            unfinished = [
+                rank for rank, job in zip(ranks, jobs, strict=True) if not job.done() or job.exception()
+            ]
             raise WorkerError(
                 f"a convert worker died while ranks {unfinished} were open (killed, or out of memory?); "
                 "nothing was published; run again with fewer --workers"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -37,16 +37,24 @@ class BuildPlan:
 
     units: tuple[UnitPlan, ...]
     programs: tuple[RankPrograms, ...]
-    ranks: tuple[int, ...]
-    """For every rank, which of the programs it runs."""
+    ranks: tuple[int | None, ...]
+    """For every rank, which of the programs it runs; None for a rank that is left out."""
 
 
-def plan_build(checkpoint: Manifest, limits: Limits, *, compiled: bool) -> BuildPlan:
-    """Export one rank of every shape: ranks of equal shape, and layers of equal structure, share."""
+def plan_build(
+    checkpoint: Manifest, limits: Limits, *, compiled: bool, only: Collection[int] | None = None
+) -> BuildPlan:
+    """Export one rank of every shape: ranks of equal shape, and layers of equal structure, share.
+
+    With `only`, other ranks are left out.
+    """
     units: dict[str, UnitPlan] = {}
     programs: dict[Any, RankPrograms] = {}
-    ranks = []
+    ranks: list[int | None] = []
     for rank in range(checkpoint.mapping.world_size):
+        if only is not None and rank not in only:
+            ranks.append(None)
+            continue
         shape = _program_shape(checkpoint, rank)
         if shape not in programs:
             graphs = export_rank(

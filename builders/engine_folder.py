@@ -63,8 +63,8 @@ class EngineManifest:
     checkpoint: Manifest
     units: tuple[Unit, ...]
     programs: tuple[RankPrograms, ...]
-    ranks: tuple[int, ...]
-    """For every rank, which of the programs it runs."""
+    ranks: tuple[int | None, ...]
+    """For every rank, which of the programs it runs; None for a rank that was not built."""
     versions: Mapping[str, str]
     """Of the libraries that the units were built with."""
 
@@ -87,17 +87,34 @@ def load_engine(folder: Path, rank: int, *, num_blocks: int) -> TorchEngine:
     """
     manifest = read_engine(folder)
     checkpoint = manifest.checkpoint
+    programs = _programs_of(folder, manifest, rank)
     spec, mapping = checkpoint.spec, checkpoint.mapping
     tensors = {
         **rank_tensors(folder, checkpoint, rank),
         **rank_constants(spec, mapping, rank),
     }
     return TorchEngine(
-        _pieces(folder, manifest, manifest.programs[manifest.ranks[rank]]),
+        _pieces(folder, manifest, programs),
         rank_shape(spec, mapping, rank).layers.start,
         tensors,
         new_caches(manifest, rank, num_blocks),
     )
+
+
+def _programs_of(folder: Path, manifest: EngineManifest, rank: int) -> RankPrograms:
+    """What a rank runs, once it is known that the engine holds it."""
+    number = manifest.ranks[rank] if 0 <= rank < len(manifest.ranks) else None
+    if number is None:
+        held = ", ".join(str(rank) for rank, found in enumerate(manifest.ranks) if found is not None)
+        raise ArtifactError(
+            f"{folder}: does not hold rank {rank} of {len(manifest.ranks)}, only {held}; "
+            "build it with other --ranks, or without --ranks for all"
+        )
+    if manifest.checkpoint.held == ():
+        raise ArtifactError(
+            f"{folder}: holds programs only (--no_weights); build again from the checkpoint to link weights"
+        )
+    return manifest.programs[number]
 
 
 def new_caches(manifest: EngineManifest, rank: int, num_blocks: int) -> list[LayerCache]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from actors.build_worker import build_units
 from builders.build import BuildPlan, plan_build, versions
-from builders.checkpoint import Manifest, check_file, read_manifest
+from builders.checkpoint import Manifest
 from builders.config_file import format_of, to_json
 from builders.engine_folder import EngineManifest, Unit, read_engine, unit_folder
 from builders.errors import ArtifactError
@@ -21,6 +21,7 @@ from builders.limits import Limits, check_limits
 from builders.store import Store, disk
 from builders.tensor_file import Written
 from cluster.build_options import BuildOptions
+from cluster.build_source import Source, source_of, wanted_ranks
 from cluster.output import drafts_beside, place
 from cluster.progress import Reporter
 
@@ -37,6 +38,8 @@ class BuildResult:
     num_built: int
     """Units that were not in the store."""
     program_bytes: int
+    converted: bool
+    """A model was converted or made up first, and not found in the store."""
     seconds: Mapping[str, float]
     reused: bool
 
@@ -61,18 +64,22 @@ def limits_of(options: BuildOptions) -> Limits:
 
 
 def build(options: BuildOptions, report: Reporter) -> BuildResult:
-    """Export, build what the store lacks, assemble, publish."""
-    clock = _Clock()
-    checkpoint = read_manifest(options.checkpoint_dir)
-    for written in checkpoint.ranks:
-        check_file(options.checkpoint_dir / written.name, written, verify=False)
-    limits = limits_of(options)
-    check_limits(limits, checkpoint.spec)
-    plan = plan_build(checkpoint, limits, compiled=not options.no_compile)
-    clock.phase("export")
+    """Find or make the checkpoint, export, build what the store lacks, assemble, publish."""
+    clock, limits = _Clock(), limits_of(options)
+    store = Store(options.store_dir or options.output_dir.absolute().parent / ".rankforge-store")
+    with source_of(options, store, report) as source:
+        clock.phase("convert")
+        return _build(options, limits, source, store, clock, report)
 
-    output = options.output_dir.absolute()
-    store = Store(options.store_dir or output.parent / ".rankforge-store")
+
+def _build(
+    options: BuildOptions, limits: Limits, source: Source, store: Store, clock: _Clock, report: Reporter
+) -> BuildResult:
+    checkpoint, output = source.manifest, options.output_dir.absolute()
+    check_limits(limits, checkpoint.spec)
+    only = wanted_ranks(options, checkpoint.mapping)
+    plan = plan_build(checkpoint, limits, compiled=not options.no_compile, only=only)
+    clock.phase("export")
     report.start([len(plan.units)], f"build {options.output_dir}", "units")
     before = {entry.key for entry in store.listing()}
     try:
@@ -85,10 +92,10 @@ def build(options: BuildOptions, report: Reporter) -> BuildResult:
     reused = _is_there(output, manifest, options)
     if not reused:
         with drafts_beside(output) as scratch, scratch.folder() as draft:
-            _assemble(draft, manifest, options.checkpoint_dir, store, plan)
+            _assemble(draft, manifest, source.folder, store)
             place(draft, output, scratch, replace=options.overwrite)
     clock.phase("publish")
-    return _result(options, manifest, plan, clock, before, reused)
+    return _result(options, manifest, source, clock, before, reused)
 
 
 class _Clock:
@@ -144,9 +151,7 @@ def _is_there(output: Path, manifest: EngineManifest, options: BuildOptions) -> 
     return False
 
 
-def _assemble(
-    draft: Path, manifest: EngineManifest, checkpoint_dir: Path, store: Store, plan: BuildPlan
-) -> None:
+def _assemble(draft: Path, manifest: EngineManifest, source: Path, store: Store) -> None:
     """Programs, weights, tokenizer, generation settings, and the manifest last."""
     for unit in manifest.units:
         with store.open(unit.key) as entry:
@@ -154,11 +159,12 @@ def _assemble(
             folder.mkdir(parents=True)
             for written in unit.files:
                 shutil.copyfile(entry.path(written.name), folder / written.name)
-    for item in checkpoint_dir.iterdir():
-        if item.is_dir():
-            shutil.copytree(item, draft / item.name)
-        elif item.name != "config.json":
-            _link(item, draft / item.name)
+    for weights in manifest.checkpoint.ranks:
+        _link(source / weights.name, draft / weights.name)
+    if (source / "tokenizer").is_dir():
+        shutil.copytree(source / "tokenizer", draft / "tokenizer", copy_function=shutil.copyfile)
+    if (source / "generation_config.json").is_file():
+        shutil.copyfile(source / "generation_config.json", draft / "generation_config.json")
     (draft / "config.json").write_text(json.dumps(to_json(manifest), indent=2) + "\n")
     disk.sync_folders(draft)
 
@@ -174,7 +180,7 @@ def _link(source: Path, target: Path) -> None:
 def _result(
     options: BuildOptions,
     manifest: EngineManifest,
-    plan: BuildPlan,
+    source: Source,
     clock: _Clock,
     before: set[str],
     reused: bool,
@@ -182,11 +188,12 @@ def _result(
     return BuildResult(
         output_dir=options.output_dir,
         key=manifest.key,
-        num_ranks=len(plan.ranks),
-        num_programs=len(plan.programs),
-        num_units=len(plan.units),
+        num_ranks=sum(programs is not None for programs in manifest.ranks),
+        num_programs=len(manifest.programs),
+        num_units=len(manifest.units),
         num_built=sum(unit.key not in before for unit in manifest.units),
         program_bytes=sum(file.num_bytes for unit in manifest.units for file in unit.files),
+        converted=source.converted,
         seconds=clock.seconds,
         reused=reused,
     )

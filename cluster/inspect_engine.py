@@ -13,8 +13,8 @@ from rich.table import Table
 from builders.build import processor, versions
 from builders.engine_folder import EngineManifest, Unit, check_written, read_engine, read_program, unit_folder
 from builders.program import Program
-from cluster.convert import rank_sizes
-from cluster.inspect import kv_bytes_per_token, size
+from cluster.checkpoints import rank_sizes
+from cluster.inspect import kv_bytes_per_token, size, weights_of
 
 
 def inspect_engine(folder: Path, *, verify: bool) -> dict[str, Any]:
@@ -23,7 +23,7 @@ def inspect_engine(folder: Path, *, verify: bool) -> dict[str, Any]:
     for unit in engine.units if verify else ():
         for written in unit.files:
             check_written(unit_folder(folder, unit) / written.name, written)
-    world = range(engine.checkpoint.mapping.world_size)
+    sizes = rank_sizes(engine.checkpoint)
     return {
         "kind": f"{engine.kind} engine",
         "key": engine.key,
@@ -38,7 +38,8 @@ def inspect_engine(folder: Path, *, verify: bool) -> dict[str, Any]:
             {"key": unit.key, "num_bytes": sum(file.num_bytes for file in unit.files)}
             for unit in engine.units
         ],
-        "ranks": [_rank(engine, rank) for rank in world],
+        "weights": weights_of(engine.checkpoint),
+        "ranks": [_rank(engine, rank, num_bytes) for rank, num_bytes in enumerate(sizes)],
         "versions": dict(engine.versions),
         "verified": verify,
     }
@@ -50,6 +51,8 @@ def _size(unit: Unit) -> int:
 
 def runs_here(engine: EngineManifest) -> str:
     """Yes, or why not."""
+    if engine.checkpoint.held == ():
+        return "no: it holds programs only; build again from the checkpoint to link its weights"
     if not engine.compiled or dict(engine.versions) == dict(versions()):
         return "yes"
     built = ", ".join(f"{name} {number}" for name, number in engine.versions.items())
@@ -67,8 +70,7 @@ def _inputs(folder: Path, engine: EngineManifest) -> Mapping[str, list[str]]:
     return {name: [program.types[name].dtype, *program.types[name].shape] for name in steps}
 
 
-def _rank(engine: EngineManifest, rank: int) -> dict[str, Any]:
-    weights = rank_sizes(engine.checkpoint)[rank]
+def _rank(engine: EngineManifest, rank: int, weights: int) -> dict[str, Any]:
     per_token = kv_bytes_per_token(engine.checkpoint, rank)
     limits = engine.limits
     return {
@@ -88,6 +90,7 @@ def show_engine(found: dict[str, Any], console: Console) -> None:
         "runs here": found["runs_here"],
         "model": f"{model['family']}, {model['num_layers']} layers of width {model['hidden_size']}",
         "layout": f"tp {mapping['tp_size']} · pp {mapping['pp_size']} · ep {mapping['ep_size']}",
+        "weights": found["weights"],
         "limits": ", ".join(f"{name} {value}" for name, value in found["limits"].items()),
         "programs": f"{len(found['units'])} units, {size(sum(unit['num_bytes'] for unit in found['units']))}",
         "versions": ", ".join(f"{name} {number}" for name, number in found["versions"].items()),
@@ -105,5 +108,6 @@ def _ranks(ranks: list[dict[str, Any]]) -> Table:
         table.add_column(name, justify="right")
     for rank in ranks:
         sizes = (rank[name] for name in ("weight_bytes", "cache_bytes_per_token", "full_cache_bytes"))
-        table.add_row(str(rank["rank"]), str(rank["programs"]), *map(size, sizes))
+        programs = "not built" if rank["programs"] is None else str(rank["programs"])
+        table.add_row(str(rank["rank"]), programs, *map(size, sizes))
     return table

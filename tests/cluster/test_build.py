@@ -24,10 +24,12 @@ from tests.cluster.test_cli import rankforge
 from tests.cluster.test_convert import content, go
 from tests.tiny import save_llama
 
+SILENT = LineReporter(io.StringIO(), as_json=False)
+
 
 def make(checkpoint: Path, out: Path, **changes: Any) -> BuildResult:
     options = BuildOptions(checkpoint_dir=checkpoint, output_dir=out, **{"no_compile": True, **changes})
-    return build(options, LineReporter(io.StringIO(), as_json=False))
+    return build(options, SILENT)
 
 
 @pytest.fixture
