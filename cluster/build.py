@@ -7,7 +7,7 @@ import os
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,13 @@ from builders.config_file import format_of, to_json
 from builders.engine_folder import EngineManifest, Unit, read_engine, unit_folder
 from builders.errors import ArtifactError
 from builders.limits import Limits, check_limits
-from builders.store import Store, disk
+from builders.store import Pruned, Store, disk
 from builders.tensor_file import Written
 from cluster.build_options import BuildOptions
 from cluster.build_source import Source, source_of, wanted_ranks
 from cluster.output import drafts_beside, place
 from cluster.progress import Reporter
+from cluster.values import size_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,20 +43,30 @@ class BuildResult:
     """A model was converted or made up first, and not found in the store."""
     seconds: Mapping[str, float]
     reused: bool
+    store: Pruned | None = None
+    """What --store_limit evicted and kept."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
-        return {**vars(self), "output_dir": str(self.output_dir)}
+        store = asdict(self.store) if self.store else None
+        return {**vars(self), "output_dir": str(self.output_dir), "store": store}
 
     def to_text(self) -> str:
         """One line, and one for the phases."""
+        evicted = self._evicted()
         if self.reused:
-            return f"{self.output_dir}: already there, key {self.key[:12]}"
+            return f"{self.output_dir}: already there, key {self.key[:12]}{evicted}"
         phases = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in self.seconds.items())
         return (
             f"{self.output_dir}: {self.num_ranks} ranks share {self.num_programs} sets of programs, "
-            f"{self.num_built} of {self.num_units} units built, key {self.key[:12]}\n{phases}"
+            f"{self.num_built} of {self.num_units} units built, key {self.key[:12]}\n{phases}{evicted}"
         )
+
+    def _evicted(self) -> str:
+        if self.store is None:
+            return ""
+        kept, freed = self.store.kept_bytes, self.store.freed_bytes
+        return f"\nstore: {len(self.store.evicted)} entries of {freed:,} bytes evicted, {kept:,} bytes kept"
 
 
 def limits_of(options: BuildOptions) -> Limits:
@@ -66,15 +77,20 @@ def limits_of(options: BuildOptions) -> Limits:
 def build(options: BuildOptions, report: Reporter) -> BuildResult:
     """Find or make the checkpoint, export, build what the store lacks, assemble, publish."""
     clock, limits = _Clock(), limits_of(options)
+    bound = None if options.store_limit is None else size_bytes("--store_limit", options.store_limit)
     store = Store(options.store_dir or options.output_dir.absolute().parent / ".rankforge-store")
     with source_of(options, store, report) as source:
         clock.phase("convert")
-        return _build(options, limits, source, store, clock, report)
+        manifest, result = _build(options, limits, source, store, clock, report)
+        if bound is None:
+            return result
+        used = {source.entry or "", *(unit.key for unit in manifest.units)}
+        return replace(result, store=store.prune(bound, keep=used))
 
 
 def _build(
     options: BuildOptions, limits: Limits, source: Source, store: Store, clock: _Clock, report: Reporter
-) -> BuildResult:
+) -> tuple[EngineManifest, BuildResult]:
     checkpoint, output = source.manifest, options.output_dir.absolute()
     check_limits(limits, checkpoint.spec)
     only = wanted_ranks(options, checkpoint.mapping)
@@ -95,7 +111,7 @@ def _build(
             _assemble(draft, manifest, source.folder, store)
             place(draft, output, scratch, replace=options.overwrite)
     clock.phase("publish")
-    return _result(options, manifest, source, clock, before, reused)
+    return manifest, _result(options, manifest, source, clock, before, reused)
 
 
 class _Clock:

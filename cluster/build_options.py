@@ -64,5 +64,11 @@ class BuildOptions(CheckpointOptions):
         help="Where programs and converted models are kept and found again; beside the engine by default.",
         group=_OUTPUT,
     )
+    store_limit: str | None = option(
+        None,
+        help="Afterwards, evict the least recently used of the store beyond this, such as 200GB. What is "
+        "pinned, and what this build used, stays.",
+        group=_OUTPUT,
+    )
     overwrite: bool = option(False, help="Replace another engine in the output folder.", group=_OUTPUT)
     json: bool = option(False, help="Print the result as JSON.", group=_OUTPUT)

@@ -133,7 +133,7 @@ def test_store_lists_verifies_and_prunes(checkpoint: Path, tmp_path: Path) -> No
     file.chmod(0o644)
     file.write_text(file.read_text().replace("aten", "atem"))
     assert sum(map(bool, verify(store).values())) == 1
-    assert len(prune(store, 0)["evicted"]) == 4 and listing(store) == []
+    assert len(prune(store, "0")["evicted"]) == 4 and listing(store) == []
 
 
 def test_commands_from_the_shell(checkpoint: Path, tmp_path: Path) -> None:

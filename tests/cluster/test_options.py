@@ -16,9 +16,9 @@ from cluster.convert_options import ConvertOptions
 from cluster.demo_options import DemoOptions
 from cluster.inspect_options import InspectOptions
 from cluster.options import command, declared, given, option, optional
-from cluster.store_options import PruneOptions, StoreOptions
+from cluster.store_options import PinOptions, PruneOptions, StoreOptions
 
-ALL = (ConvertOptions, BuildOptions, InspectOptions, StoreOptions, PruneOptions, DemoOptions)
+ALL = (ConvertOptions, BuildOptions, InspectOptions, StoreOptions, PruneOptions, PinOptions, DemoOptions)
 SAMPLES: dict[Any, list[str]] = {
     bool: [],
     int: ["1"],
