@@ -10,9 +10,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import cluster.checkpoints
 from builders.checkpoint import rank_tensors, read_manifest
+from builders.convert import rank_elements
 from builders.engine_folder import load_engine, read_engine
 from builders.errors import ArtifactError, UserError
+from builders.mapping import Mapping
+from builders.spec import ModelSpec
 from builders.store import disk
 from cluster.build import BuildResult, build
 from cluster.build_options import BuildOptions
@@ -247,3 +251,21 @@ def test_programs_of_a_huge_model_need_no_weights_and_no_time(tmp_path: Path) ->
     assert found["weights"] == "none, programs only"
     assert sum(rank["weight_bytes"] for rank in found["ranks"]) > 350e9
     assert disk.used_bytes(tmp_path) < 1e6
+
+
+def test_looking_at_thousands_of_ranks_counts_each_shape_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heads = {"num_attention_heads": 64, "num_key_value_heads": 64}
+    wide = llama_config(**heads, hidden_size=128, intermediate_size=64, vocab_size=4096, num_hidden_layers=40)
+    wide.save_pretrained(tmp_path / "wide")
+    go(tmp_path / "wide", tmp_path / "out", load_format="random", tp_size=64, pp_size=40)
+    counted: list[int] = []
+
+    def counting(spec: ModelSpec, mapping: Mapping, rank: int) -> int:
+        counted.append(rank)
+        return rank_elements(spec, mapping, rank)
+
+    monkeypatch.setattr(cluster.checkpoints, "rank_elements", counting)
+    assert len(inspect(tmp_path / "out", verify=False)["ranks"]) == 2560
+    assert counted == [0, 64, 39 * 64], "the first, middle and last stages differ"
