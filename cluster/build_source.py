@@ -95,8 +95,10 @@ def _found(options: BuildOptions, folder: Path) -> Source:
     manifest = read_manifest(folder)
     for written in manifest.ranks:
         check_file(folder / written.name, written, verify=False)
-    ranks = () if options.no_weights else wanted_ranks(options, manifest.mapping)
-    if ranks is not None and manifest.ranks:
+    ranks = wanted_ranks(options, manifest.mapping)
+    if options.no_weights:
+        manifest = manifest.only(())
+    elif ranks is not None and manifest.ranks:
         manifest = manifest.only(ranks)
     return Source(manifest=manifest, folder=folder)
 

@@ -60,7 +60,7 @@ def convert(options: ConvertOptions) -> None:
 
 @command(app, BuildOptions, name="build")
 def build(options: BuildOptions) -> None:
-    """Build one engine per rank from a converted checkpoint; what was built before is found again."""
+    """Build one engine per rank from a checkpoint, a model or a configuration; nothing is made twice."""
     from cluster.build import build as run
 
     result = run(options, stderr_reporter(as_json=options.json))

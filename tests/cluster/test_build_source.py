@@ -197,6 +197,15 @@ def test_ranks_that_make_no_sense(model: Path, tmp_path: Path, ranks: str, words
         from_source(tmp_path / "engine", model_dir=str(model), ranks=ranks, **LAYOUT)
 
 
+def test_programs_only_of_weights_that_would_be_made_up(config: Path, tmp_path: Path) -> None:
+    go(config, tmp_path / "checkpoint", load_format="random")
+    make(tmp_path / "checkpoint", tmp_path / "engine", no_weights=True)
+    with pytest.raises(ArtifactError, match="holds programs only"):
+        load_engine(tmp_path / "engine", 0, num_blocks=1)
+    make(tmp_path / "checkpoint", tmp_path / "some", ranks="0")
+    load_engine(tmp_path / "some", 0, num_blocks=1)
+
+
 @pytest.mark.parametrize("source", ["model_dir", "model_config", "checkpoint_dir"])
 def test_programs_only_then_weights(model: Path, tmp_path: Path, source: str) -> None:
     go(model, tmp_path / "checkpoint")
