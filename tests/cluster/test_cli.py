@@ -158,6 +158,7 @@ def test_installing_completion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     [
         ("con", ["convert"]),
         ("convert --tp", ["--tp_size"]),
+        ("build --tp-", ["--tp-size"]),
         ("build --tokens-per", ["--tokens-per-block"]),
         ("build --tokens_per", ["--tokens_per_block"]),
         ("convert --use-par", ["--use-parallel-embedding"]),
