@@ -18,9 +18,12 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from benchmarks import build_cuda
 
 CONFIG = {
     "model_type": "llama",
@@ -39,6 +42,8 @@ CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
 class Target:
     """What is built for, and how a rank of it is loaded and run once."""
 
+    config: Mapping[str, Any]
+    """The model, without its depth."""
     options: Mapping[str, Any]
     """Of the build."""
     load_and_step: Callable[[Path], tuple[float, float, float]]
@@ -103,7 +108,12 @@ def on_cpu(engine: Path) -> tuple[float, float, float]:
 
 
 TARGETS: Mapping[str, Target] = {
-    "cpu": Target(options={"target": "cpu"}, load_and_step=on_cpu),
+    "cpu": Target(config=CONFIG, options={"target": "cpu", "dtype": "float32"}, load_and_step=on_cpu),
+    "cuda": Target(
+        config=build_cuda.CONFIG,
+        options={"target": "cuda", "dtype": "bfloat16", "no_weights": True},
+        load_and_step=build_cuda.load_and_step,
+    ),
 }
 
 
@@ -121,18 +131,21 @@ def main() -> None:
     flags = {**target.options, "no_compile": options.no_compile}
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         work = Path(name)
-        deep = [build_alone(work, flags, layers, 1) for layers in options.depths]
-        wide = [build_alone(work, flags, min(options.depths), tp) for tp in options.tp_sizes]
-        loads = [measure_load(built.engine, target, options.rounds) for built in deep]
-    print_builds("depth", deep, lambda built: f"{built.layers} layers")
-    print_builds("ranks", wide, lambda built: f"tp {built.tp_size}")
-    print_loads(deep, loads)
+        deep = [build_alone(work, target, flags, layers, 1) for layers in options.depths]
+        print_builds("depth", deep, lambda built: f"{built.layers} layers")
+        wide = [build_alone(work, target, flags, min(options.depths), tp) for tp in options.tp_sizes]
+        print_builds("ranks", wide, lambda built: f"tp {built.tp_size}")
+        if options.target == "cuda":
+            deep = [in_process(with_weights, deep[-1], flags)]
+        print_loads(deep, [measure_load(built.engine, target, options.rounds) for built in deep])
+        if options.target == "cuda":
+            build_cuda.print_steps(in_process(build_cuda.measure_steps, deep[-1].engine))
 
 
-def build_alone(work: Path, flags: Mapping[str, Any], layers: int, tp_size: int) -> Built:
+def build_alone(work: Path, target: Target, flags: Mapping[str, Any], layers: int, tp_size: int) -> Built:
     """In a fresh process and folder, so that nothing is found that another build left."""
     folder = Path(tempfile.mkdtemp(dir=work))
-    (folder / "config.json").write_text(json.dumps({**CONFIG, "num_hidden_layers": layers}))
+    (folder / "config.json").write_text(json.dumps({**target.config, "num_hidden_layers": layers}))
     return in_process(build_here, folder, dict(flags), layers, tp_size)
 
 
@@ -146,7 +159,6 @@ def build_here(folder: Path, flags: Mapping[str, Any], layers: int, tp_size: int
     options = BuildOptions(
         model_config=str(folder / "config.json"),
         output_dir=folder / "engine",
-        dtype="float32",
         tp_size=tp_size,
         **flags,
     )
@@ -163,10 +175,25 @@ def build_here(folder: Path, flags: Mapping[str, Any], layers: int, tp_size: int
     )
 
 
+def with_weights(built: Built, flags: Mapping[str, Any]) -> Built:
+    """The engine again from a checkpoint of its shape: every program is found."""
+    from cluster.build import build
+    from cluster.build_options import BuildOptions
+    from cluster.progress import LineReporter
+
+    checkpoint = build_cuda.write_weights(built.engine, built.engine.parent / "checkpoint")
+    options = BuildOptions(
+        checkpoint_dir=checkpoint, output_dir=built.engine.parent / "whole", target=flags["target"]
+    )
+    done = build(options, LineReporter(io.StringIO(), as_json=False))
+    assert done.num_built == 0, f"{done.num_built} of {done.num_units} units were built again"
+    return replace(built, engine=options.output_dir)
+
+
 def in_process(work: Callable[..., Any], *args: Any) -> Any:
-    """Run in a fresh process."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(work, args)
+    """Run in a fresh process, which may have children of its own."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(work, *args).result()
 
 
 def measure_load(engine: Path, target: Target, rounds: int) -> Loaded:
@@ -200,7 +227,7 @@ def read_files(files: Sequence[Path]) -> float:
 
 def print_builds(what: str, builds: Sequence[Built], label: Callable[[Built], str]) -> None:
     limit = builds[0].build_s
-    print(f"\nbuild by {what}: flat is 1.00 of the first\n")
+    print(f"\nbuild by {what}: flat is 1.00 of the first\n", flush=True)
     print("| engine | export | build | together | of the first | programs built | program bytes |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for built in builds:
@@ -212,7 +239,7 @@ def print_builds(what: str, builds: Sequence[Built], label: Callable[[Built], st
 
 
 def print_loads(builds: Sequence[Built], loads: Sequence[Loaded]) -> None:
-    print("\nload of rank 0, beside reading the same bytes\n")
+    print("\nload of rank 0, beside reading the same bytes\n", flush=True)
     print("| engine | bytes | load | first step | second step | reading | load, in readings |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for built, load in zip(builds, loads, strict=True):
