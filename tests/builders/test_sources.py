@@ -48,6 +48,31 @@ def test_safetensors_are_preferred(folder: Path) -> None:
     assert [file.name for file in open_folder(folder).weights] == ["model.safetensors"]
 
 
+@torch.no_grad()
+def transformers_content(folder: Path) -> dict[str, torch.Tensor]:
+    return dict(LlamaForCausalLM.from_pretrained(folder).state_dict())
+
+
+@pytest.mark.parametrize("stale", ["whole", "names missing files", "no json"])
+@pytest.mark.parametrize("kind", ["model.safetensors", "pytorch_model.bin"])
+def test_one_file_is_preferred_to_an_index(kind: str, stale: str, folder: Path, tmp_path: Path) -> None:
+    """As Transformers prefers it: whatever the index says, it is not looked at."""
+    other = load_file(save_llama(tmp_path / "other", seed=1) / "model.safetensors")
+    if kind == "pytorch_model.bin":
+        as_pickle(folder)
+    part = folder / f"{kind.split('.')[0]}-00001-of-00001.{kind.split('.')[1]}"
+    if stale == "whole":
+        (save_file if kind == "model.safetensors" else torch.save)(other, part)
+    weight_map = {"weight_map": dict.fromkeys(other, part.name)}
+    (folder / f"{kind}.index.json").write_text("no json" if stale == "no json" else json.dumps(weight_map))
+    opened = open_folder(folder)
+    assert [file.name for file in opened.weights] == [kind]
+    made = load_file(convert_opened(opened, Mapping(), tmp_path / "out") / "rank0.safetensors")
+    wanted = transformers_content(folder)
+    assert torch.equal(made["head.weight"][:101], wanted["lm_head.weight"])
+    assert not torch.equal(made["head.weight"][:101], other["lm_head.weight"])
+
+
 @pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16, torch.float64])
 def test_any_floating_point_source(stored: torch.dtype, folder: Path, tmp_path: Path) -> None:
     tensors = {name: tensor.to(stored) for name, tensor in load_file(folder / "model.safetensors").items()}
