@@ -93,6 +93,16 @@ def _some(names: Iterable[str]) -> str:
     return ", ".join(ordered[:5]) + (f" and {len(ordered) - 5} more" if len(ordered) > 5 else "")
 
 
+def typical_part(located: Mapping[str, Located]) -> Stored:
+    """The first tensor of the dtype that most bytes of the model have."""
+    parts = dict.fromkeys(part for found in located.values() for part in found.parts)
+    num_bytes: dict[torch.dtype, int] = {}
+    for part in parts:
+        size = part.dtype.itemsize * _numel(part.shape)
+        num_bytes[part.dtype] = num_bytes.get(part.dtype, 0) + size
+    return next(part for part in parts if num_bytes[part.dtype] == max(num_bytes.values()))
+
+
 def _check_dtypes(found: Mapping[str, Located]) -> None:
     for located in found.values():
         for part in located.parts:
