@@ -12,7 +12,8 @@ from typing import Annotated, Any
 
 import typer
 
-from cluster.completion import Command, normalize
+from cluster.command_line import StrictCommand
+from cluster.completion import normalize
 
 
 def option(
@@ -42,7 +43,7 @@ def command(app: typer.Typer, options: type[Any], **settings: Any) -> Callable[[
         run.__signature__ = inspect.Signature(parameters(options))  # type: ignore[attr-defined]
         run.__annotations__ = {}
         context = {"token_normalize_func": normalize, "help_option_names": ["-h", "--help"]}
-        app.command(cls=Command, context_settings=context, **settings)(run)
+        app.command(cls=StrictCommand, context_settings=context, **settings)(run)
 
     return register
 
