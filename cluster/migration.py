@@ -40,7 +40,8 @@ _QUANTIZATION = _names(
 )  # fmt: skip
 _PLUGINS = _names(
     "gemm_plugin", "gpt_attention_plugin", "nccl_plugin", "moe_plugin", "remove_input_padding",
-    "context_fmha", "paged_kv_cache", "strongly_typed", "disable_weight_only_quant_plugin", "dense_context_fmha",
+    "context_fmha", "paged_kv_cache", "strongly_typed", "disable_weight_only_quant_plugin",
+    "dense_context_fmha",
 )  # fmt: skip
 
 TABLE = (
