@@ -16,6 +16,10 @@ Activation = Literal["gelu", "gelu_tanh", "silu", "relu", "relu2"]
 RopeKind = Literal["default", "linear", "dynamic", "llama3", "yarn", "longrope"]
 
 
+MOST_LAYERS, MOST_EXPERTS, MOST_EXPERTS_OF_ALL_LAYERS = 10_000, 10_000, 200_000
+"""Far above every model, and so low that listing all parameters takes seconds."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class RopeSpec:
     """Rotary embedding; `builders/rope.py` turns it into frequencies."""
@@ -112,6 +116,7 @@ class ModelSpec:
         for name in _POSITIVE:
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)}: must be at least 1")
+        _check_counts(self)
         for name in _FINITE:
             _check_number(name, getattr(self, name))
         for name in ("norm_eps", "clip_qkv"):
@@ -161,6 +166,19 @@ _POSITIVE = (
 )
 
 _FINITE = ("attention_scale", "alibi_bias_max", "embedding_scale", "logit_scale")
+
+
+def _check_counts(spec: ModelSpec) -> None:
+    """What is gone through one by one."""
+    experts = spec.moe.num_experts if spec.moe else 0
+    total = f"num_layers={spec.num_layers} x num_experts"
+    for name, count, most in (
+        ("num_layers", spec.num_layers, MOST_LAYERS),
+        ("num_experts", experts, MOST_EXPERTS),
+        (total, experts * spec.num_layers, MOST_EXPERTS_OF_ALL_LAYERS),
+    ):
+        if count > most:
+            raise ConfigError(f"{name}={count}: must be at most {most}")
 
 
 def _check_number(name: str, value: float | None, *, positive: bool = False) -> None:

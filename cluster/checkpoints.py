@@ -17,7 +17,7 @@ from builders.convert import ConvertPlan, rank_elements
 from builders.errors import LayoutError, SourceError
 from builders.mapping import Mapping, RankShape, check_mapping, rank_shape
 from builders.sources.opened import Opened, open_source
-from builders.sources.pieces import locate
+from builders.sources.pieces import locate, typical_part
 from builders.spec import ModelSpec
 from builders.tensor_file import Written
 from cluster.convert_options import CheckpointOptions, LayoutOptions
@@ -87,17 +87,15 @@ def _dtype(opened: Opened, options: CheckpointOptions, *, config_only: bool) -> 
         return options.dtype
     if config_only:
         return cast(DtypeName, opened.dtype or "float16")
-    first = next((parts[0] for parts in opened.index.values() if parts[0].dtype.is_floating_point), None)
-    if first is None:
+    if not any(parts[0].dtype.is_floating_point for parts in opened.index.values()):
         raise SourceError(
             f"{opened.root}: none of its {len(opened.index)} tensors is floating point; "
             "fetch the original weights again"
         )
-    name = str(first.dtype).removeprefix("torch.")
+    most = typical_part(locate(opened.family, opened.spec, opened.index))
+    name = str(most.dtype).removeprefix("torch.")
     if name not in get_args(DtypeName):
-        raise SourceError(
-            f"{first.file}: weights are {name}; choose --dtype {', '.join(get_args(DtypeName))}"
-        )
+        raise SourceError(f"{most.file}: weights are {name}; choose --dtype {', '.join(get_args(DtypeName))}")
     return cast(DtypeName, name)
 
 

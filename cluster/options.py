@@ -12,7 +12,8 @@ from typing import Annotated, Any
 
 import typer
 
-from cluster.completion import Command, normalize
+from cluster.command_line import StrictCommand
+from cluster.completion import normalize
 
 
 def option(
@@ -55,7 +56,7 @@ def command(app: typer.Typer, options: type[Any], **settings: Any) -> Callable[[
         run.__signature__ = signature  # type: ignore[attr-defined]
         run.__annotations__ = {}
         shared = {"token_normalize_func": normalize, "help_option_names": ["-h", "--help"]}
-        app.command(cls=Command, context_settings=shared, **settings)(run)
+        app.command(cls=StrictCommand, context_settings=shared, **settings)(run)
 
     return register
 

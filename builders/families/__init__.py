@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import logging
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, get_args
 
 from builders.errors import ConfigError
 from builders.families import dbrx, gpt2, gpt_bigcode, llama, mixtral, mpt, starcoder2
 from builders.families.fields import HARMLESS, Fields
 from builders.families.view import Family
-from builders.spec import ModelSpec
+from builders.spec import MOST_LAYERS, ModelSpec
 
 FAMILIES: Mapping[str, Family] = {
     model_type: module.FAMILY
@@ -31,10 +33,11 @@ def from_transformers(values: dict[str, Any], ignored: Collection[str] = ()) -> 
             "convert the original one"
         )
     family = FAMILIES[model_type]
-    _refuse_empty_sizes(values, {*HARMLESS, *ignored})
+    _check_sizes(values, {*HARMLESS, *ignored})
     fields = Fields(values, _configuration(family, values))
     assert family.spec is not None, f"{family.name}: listed by model type, so it reads configurations"
     spec = family.spec(fields)
+    _check_layer_types(fields, spec)
     fields.check_all_read({*family.harmless, *ignored})
     return family, spec
 
@@ -46,7 +49,8 @@ def _configuration(family: Family, values: dict[str, Any]) -> object:
 
     cls = CONFIG_MAPPING[values["model_type"]]
     try:
-        return cls.from_dict(_relevant(cls, family.prepare(values)) | _NO_TOKENS)
+        with _silence("transformers"):
+            return cls.from_dict(_relevant(cls, family.prepare(values)) | _NO_TOKENS)
     except (
         StrictDataclassError,
         ValueError,
@@ -57,6 +61,18 @@ def _configuration(family: Family, values: dict[str, Any]) -> object:
     ) as error:
         why = _one_line(error.__cause__ or error).split(". Errors:")[0]
         raise ConfigError(f"config of type {values['model_type']!r}: {why}") from error
+
+
+@contextmanager
+def _silence(name: str) -> Iterator[None]:
+    """The class warns on the screen of what is understood here, or refused in one line."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 _NO_TOKENS = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
@@ -83,15 +99,27 @@ def _only_float(declared: Any) -> bool:
     return float in options and int not in options
 
 
+_LAYERS = ("num_hidden_layers", "n_layer", "n_layers")
 _SIZES = ("_size", "_embeddings", "_dim", "_len")
 
 
-def _refuse_empty_sizes(values: Mapping[str, Any], harmless: Collection[str]) -> None:
-    """Before a configuration class divides by one of them."""
+def _check_sizes(values: Mapping[str, Any], harmless: Collection[str]) -> None:
+    """Before a configuration class divides by one of them, or makes a list of that many layers."""
     for name, value in values.items():
+        if name in _LAYERS and type(value) is int and value > MOST_LAYERS:
+            raise Fields(values).error(name, value, f"must be at most {MOST_LAYERS}")
         sized = name.startswith(("n_", "num_", "d_model")) or name.endswith(_SIZES)
         if sized and name not in harmless and type(value) is int and value < 1:
             raise Fields(values).error(name, value, "must be at least 1")
+
+
+def _check_layer_types(fields: Fields, spec: ModelSpec) -> None:
+    """They may say what the model is, and no more: all layers have the window, or none has."""
+    kind = "full_attention" if spec.sliding_window is None else "sliding_attention"
+    if fields.written("layer_types") not in (None, [kind] * spec.num_layers):
+        known = f"{spec.num_layers} times {kind}, for sliding_window={spec.sliding_window}"
+        why = f"layers of different kinds are not supported; known: {known}"
+        raise fields.error("layer_types", fields.written("layer_types"), why)
 
 
 def _one_line(error: BaseException) -> str:

@@ -63,6 +63,7 @@ class Fields:
         self._values, self._config, self._prefix = values, config, prefix
         self._read: set[str] = set()
         self._children: list[Fields] = []
+        self._without: dict[str, str] = {}
 
     def take(self, name: str, default: Any = None) -> Any:
         """A field's value: the configuration class's where there is one, else as written."""
@@ -120,17 +121,21 @@ class Fields:
         if value not in allowed:
             raise self.error(name, value, why)
 
+    def without(self, name: str, why: str) -> None:
+        """Say why a field is not read; who gives it must ask for it to be ignored."""
+        self._without[name] = why
+
     def sub(self, name: str) -> Fields:
         """A nested configuration; unread fields of it count too."""
         self._read.add(name)
         written = self._values.get(name)
         if written is not None and not _is_object(written):
             raise self.error(name, written, "must be an object")
-        child = Fields(
-            written or {},
-            getattr(self._config, name, None),
-            f"{self._prefix}{name}.",
-        )
+        return self.child(name, written or {}, getattr(self._config, name, None))
+
+    def child(self, name: str, values: Mapping[str, Any], config: object = None) -> Fields:
+        """Values that belong to a field; those of them that nobody reads count too."""
+        child = Fields(values, config, f"{self._prefix}{name}.")
         self._children.append(child)
         return child
 
@@ -144,12 +149,9 @@ class Fields:
         for name, value in self._values.items():
             known = name in self._read or name in HARMLESS or f"{self._prefix}{name}" in harmless
             if not known and not self._is_default(name, value):
-                raise self.error(
-                    name,
-                    value,
-                    "not understood; if it does not change the model, add "
-                    f"--ignore_config_field {self._prefix}{name if name.isprintable() else '...'}",
-                )
+                why = self._without.get(name, "not understood; if it does not change the model")
+                full = f"{self._prefix}{name if name.isprintable() else '...'}"
+                raise self.error(name, value, f"{why}, add --ignore_config_field {full}")
         for child in self._children:
             child.check_all_read(harmless)
 

@@ -15,7 +15,6 @@ def read_spec(fields: Fields) -> ModelSpec:
     hidden, heads = fields.size("hidden_size"), fields.size("num_attention_heads")
     head_dim = fields.optional_size("head_dim") or hidden // heads
     positions = fields.size("max_position_embeddings")
-    fields.expect("layer_types", None, why="layers of different attention kinds are not supported")
     bias = fields.flag("attention_bias")
     return ModelSpec(
         family="llama",
@@ -37,9 +36,17 @@ def read_spec(fields: Fields) -> ModelSpec:
         attention_out_bias=bias,
         mlp_bias=fields.flag("mlp_bias"),
         attention_scale=head_dim**-0.5,
-        sliding_window=fields.optional_size("sliding_window"),
+        sliding_window=_window(fields),
         tied_embeddings=fields.flag("tie_word_embeddings"),
     )
+
+
+def _window(fields: Fields) -> int | None:
+    """LLaMA has none in Transformers, whatever its configuration says; Mistral and Mixtral have."""
+    if fields.written("model_type") != "llama":
+        return fields.optional_size("sliding_window")
+    fields.without("sliding_window", "Transformers' LLaMA has no window; to have none here too")
+    return None
 
 
 def views(spec: ModelSpec) -> Mapping[str, View]:

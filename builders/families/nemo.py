@@ -179,19 +179,17 @@ def _window(fields: Fields) -> int | None:
     return int(window[0]) + 1
 
 
-def family(spec: ModelSpec, index: Index) -> Family:
+def family(index: Index) -> Family:
     """The table for the names and the number of parts that this checkpoint has."""
     core = is_core(index)
     parts = len(next(iter(index.values()))) if index else 1
-    ignored = r".*(rotary_pos_emb\.inv_freq|_extra_state|core_attention\..*)"
-    if spec.tied_embeddings:
-        # The last pipeline stage keeps a copy of the embedding under one of these names.
-        ignored += r"|(word_embeddings|output_layer)\.weight"
     return Family(
         name="nemo",
-        views=lambda _spec: _views(spec, index, core, parts),
+        views=lambda spec: _views(spec, index, core, parts),
         prefixes=("model.module.language_model.", "model.language_model.", "model.module.", "model."),
-        ignored=ignored,
+        # The last pipeline stage keeps a tied head, a copy of the embedding, under either name.
+        heads=("output_layer.weight", "word_embeddings.weight"),
+        ignored=r".*(rotary_pos_emb\.inv_freq|_extra_state|core_attention\..*)",
     )
 
 
@@ -214,8 +212,15 @@ def _views(spec: ModelSpec, index: Index, core: bool, parts: int) -> Mapping[str
         ),
         **_mlp(spec, index, core, parts, f"{layer}.mlp"),
         "norm": view("decoder.final_layernorm" if core else "encoder.final_layernorm"),
-        "head": view("embedding.word_embeddings" if spec.tied_embeddings else "output_layer"),
+        "head": view("embedding.word_embeddings" if spec.tied_embeddings else _own_head(index)),
     }
+
+
+def _own_head(index: Index) -> str:
+    """Older last stages call the head as the embedding is called, without the module around it."""
+    leaf, own = "word_embeddings.weight", any("output_layer." in name for name in index)
+    copied = any(name.endswith(leaf) and not name.endswith(f"embedding.{leaf}") for name in index)
+    return "word_embeddings" if copied and not own else "output_layer"
 
 
 def _norm(linear: str, fused: bool, own: str) -> View:

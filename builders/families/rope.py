@@ -16,6 +16,7 @@ _KNOWN = frozenset(
     partial_rotary_factor
     """.split()
 )
+"""Of all kinds together: one that this kind does not have changes nothing."""
 
 
 def rope_spec(fields: Fields, *, head_dim: int, max_positions: int) -> RopeSpec:
@@ -25,11 +26,16 @@ def rope_spec(fields: Fields, *, head_dim: int, max_positions: int) -> RopeSpec:
     values = fields.take("rope_parameters") or {}
     if not isinstance(values, Mapping):
         raise fields.error("rope_parameters", values, "must be an object")
-    rope = Fields(values, prefix="rope_parameters.")
+    scaling = fields.written("rope_parameters") is None and fields.written("rope_scaling") is not None
+    rope = fields.child("rope_scaling" if scaling else "rope_parameters", values)
+    for name in _KNOWN:
+        rope.written(name)
     kind = rope.take("rope_type", "default")
     if kind not in get_args(RopeKind):
         raise rope.error("rope_type", kind, f"unknown; known: {', '.join(get_args(RopeKind))}")
-    _check_keys(rope, values)
+    if rope.number("partial_rotary_factor", 1.0) != 1:
+        value = values["partial_rotary_factor"]
+        raise rope.error("partial_rotary_factor", value, "this family rotates whole heads")
     original = _original_positions(fields, rope) or max_positions
     factor = rope.number("factor", max_positions / original if kind in ("yarn", "longrope") else 1.0)
     return RopeSpec(
@@ -54,14 +60,6 @@ def _original_positions(fields: Fields, rope: Fields) -> int | None:
     """Beside the rotary parameters or among them; Transformers lets the former decide."""
     name = "original_max_position_embeddings"
     return fields.optional_size(name) or rope.optional_size(name)
-
-
-def _check_keys(rope: Fields, values: Mapping[str, object]) -> None:
-    for key in sorted(values.keys() - _KNOWN):
-        raise rope.error(key, values[key], "not understood")
-    if rope.number("partial_rotary_factor", 1.0) != 1:
-        value = values["partial_rotary_factor"]
-        raise rope.error("partial_rotary_factor", value, "this family rotates whole heads")
 
 
 def _attention_factor(kind: str, rope: Fields, factor: float, original: int) -> float:

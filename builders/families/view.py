@@ -53,9 +53,18 @@ class Family:
     """Reads such a configuration; None where the source has a format of its own."""
     prefixes: Sequence[str] = ()
     """Source names may start with one of these, which the table leaves out."""
+    heads: Sequence[str] = ("lm_head.weight",)
+    """Where a head of its own lies, or a copy of a tied one."""
     ignored: str = r"(?!)"
     """Source tensors that hold nothing to convert: a pattern for the whole name."""
     harmless: frozenset[str] = field(default_factory=frozenset)
     """Configuration fields that do not change what the model computes."""
     prepare: Callable[[dict[str, Any]], dict[str, Any]] = dict
     """Makes the configuration one that Transformers' class accepts; values it drops are read as written."""
+
+    def without_prefix(self, name: str) -> str:
+        """A source's name as the table has it."""
+        for prefix in self.prefixes:
+            if name.startswith(prefix):
+                return name.removeprefix(prefix)
+        return name

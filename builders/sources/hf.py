@@ -11,6 +11,7 @@ from builders.errors import ConfigError, SourceError
 from builders.families import from_transformers, tensorrt_llm
 from builders.sources.opened import Opened
 from builders.sources.stored import Index, Stored, index_file
+from builders.sources.tied import with_own_head
 
 TOKENIZER_PATTERNS = (
     "tokenizer.json",
@@ -29,10 +30,10 @@ TOKENIZER_PATTERNS = (
 _DTYPE_NAMES = ("float32", "float16", "bfloat16")
 
 _WEIGHTS = (
-    ("model.safetensors.index.json", "model.safetensors"),
-    ("pytorch_model.bin.index.json", "pytorch_model.bin"),
+    ("model.safetensors", "model.safetensors.index.json"),
+    ("pytorch_model.bin", "pytorch_model.bin.index.json"),
 )
-"""In order of preference: the index of many files, or the one file."""
+"""In the order that Transformers prefers: the one file, or the index of many."""
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -50,11 +51,11 @@ def read_json(file: Path) -> dict[str, Any]:
 
 def weight_files(folder: Path) -> list[Path]:
     """The files that hold the weights; safetensors where there are any."""
-    for index, single in _WEIGHTS:
-        if (folder / index).is_file():
-            return _listed(folder, folder / index)
+    for single, index in _WEIGHTS:
         if (folder / single).is_file():
             return [folder / single]
+        if (folder / index).is_file():
+            return _listed(folder, folder / index)
     wanted = " or ".join(name for pair in _WEIGHTS for name in pair)
     raise SourceError(f"{folder}: no weights; expected {wanted}, or use --load_format random")
 
@@ -95,7 +96,7 @@ def open_folder(folder: Path, *, ignored: Collection[str] = (), config_only: boo
     values = read_json(folder / "config.json")
     family, spec = from_transformers(values, ignored)
     tokenizer, generation = companions(folder)
-    return Opened(
+    opened = Opened(
         family=family,
         spec=spec,
         dtype=_dtype(values),
@@ -104,6 +105,7 @@ def open_folder(folder: Path, *, ignored: Collection[str] = (), config_only: boo
         tokenizer=tokenizer,
         generation=generation,
     )
+    return with_own_head(opened)
 
 
 def open_config(file: Path, *, ignored: Collection[str] = ()) -> Opened:

@@ -18,6 +18,7 @@ from builders.families.fields import Fields
 from builders.families.nemo import HARMLESS, family, read_spec
 from builders.sources.opened import Opened
 from builders.sources.stored import Index, Stored, index_file
+from builders.sources.tied import with_own_head
 from builders.store import disk
 
 _RANK_FOLDER = re.compile(r"(?:mp_rank_(?P<mp>\d+)|tp_rank_(?P<tp>\d+)_pp_rank_(?P<pp>\d+))")
@@ -54,14 +55,15 @@ def open_archive(
     spec = read_spec(fields, _vocab_size(fields, index))
     tokenizer = _tokenizer(fields, folder, scratch / "tokenizer")
     fields.check_all_read({*HARMLESS, *ignored})
-    return Opened(
-        family=family(spec, index),
+    opened = Opened(
+        family=family(index),
         spec=spec,
         index=index,
         weights=[path] if path.is_file() else sorted(folder.rglob("*.ckpt")),
         tokenizer=tokenizer,
         dtype="bfloat16",
     )
+    return with_own_head(opened)
 
 
 def _unpack(path: Path, scratch: Path, *, config_only: bool) -> Path:

@@ -13,6 +13,8 @@ from builders.mapping import Mapping as RankMapping
 from builders.sources.stored import Index
 from builders.spec import ModelSpec
 
+_OF_WEIGHTS = (".safetensors", ".bin", ".pth", ".pt", ".ckpt", ".index.json")
+
 
 class Identity(NamedTuple):
     """Changes whenever a file's content does: no program can set the time of its last change."""
@@ -63,6 +65,8 @@ def _open(path: Path, scratch: Path, ignored: Collection[str], config_only: bool
     if path.suffix == ".nemo" or (path / "model_config.yaml").is_file():
         return nemo.open_archive(path, scratch=scratch, ignored=ignored, config_only=config_only)
     if path.is_file():
+        if path.name.endswith(_OF_WEIGHTS):
+            raise SourceError(f"{path}: a file of weights, not a checkpoint; give its folder, {path.parent}")
         if not config_only:
             raise SourceError(f"{path}: a configuration alone has no weights; add --load_format random")
         return hf.open_config(path, ignored=ignored)

@@ -46,7 +46,7 @@ class Located:
 def locate(family: Family, spec: ModelSpec, index: Index) -> dict[str, Located]:
     """Find every parameter of the model in the index, and prove that nothing there is left over."""
     views = family.views(spec)
-    names = {_without_prefix(family, name): name for name in index}
+    names = {family.without_prefix(name): name for name in index}
     if len(names) < len(index):
         twice = index.keys() - names.values()
         raise SourceError(f"checkpoint has {len(twice)} tensors with and without prefix: {_some(twice)}")
@@ -70,13 +70,6 @@ def locate(family: Family, spec: ModelSpec, index: Index) -> dict[str, Located]:
     return found
 
 
-def _without_prefix(family: Family, name: str) -> str:
-    for prefix in family.prefixes:
-        if name.startswith(prefix):
-            return name.removeprefix(prefix)
-    return name
-
-
 def _source_of(param: Param, views: Mapping[str, View]) -> tuple[View, str]:
     module, leaf = param.name.rsplit(".", 1)
     pattern = module
@@ -90,14 +83,24 @@ def _source_of(param: Param, views: Mapping[str, View]) -> tuple[View, str]:
 
 
 def _ignored(family: Family, spec: ModelSpec, name: str) -> bool:
-    if spec.tied_embeddings and name == "lm_head.weight":
-        return True
-    return re.fullmatch(family.ignored, name) is not None
+    """A tied head is a copy of the embedding: `tied.py` has compared them."""
+    copied = spec.tied_embeddings and name in family.heads
+    return copied or re.fullmatch(family.ignored, name) is not None
 
 
 def _some(names: Iterable[str]) -> str:
     ordered = sorted(names)
     return ", ".join(ordered[:5]) + (f" and {len(ordered) - 5} more" if len(ordered) > 5 else "")
+
+
+def typical_part(located: Mapping[str, Located]) -> Stored:
+    """The first tensor of the dtype that most bytes of the model have."""
+    parts = dict.fromkeys(part for found in located.values() for part in found.parts)
+    num_bytes: dict[torch.dtype, int] = {}
+    for part in parts:
+        size = part.dtype.itemsize * _numel(part.shape)
+        num_bytes[part.dtype] = num_bytes.get(part.dtype, 0) + size
+    return next(part for part in parts if num_bytes[part.dtype] == max(num_bytes.values()))
 
 
 def _check_dtypes(found: Mapping[str, Located]) -> None:

@@ -110,15 +110,32 @@ def _open_torch(file: Path) -> dict[str, Tensor]:
 
 
 def _only_tensors(file: Path, content: object) -> dict[str, Tensor]:
-    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-        content = content["state_dict"]
     if not isinstance(content, dict):
         raise SourceError(f"{file}: holds a {type(content).__name__}; expected a dict of tensors")
-    tensors = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
+    tensors = _tensors_of(content)
+    for key, value in _nested(file, content).items():
+        if key in tensors:
+            raise SourceError(f"{file}: tensor {key!r} is in it twice, also in a dict inside; save it again")
+        tensors[key] = value
     for key, value in tensors.items():
         if value.layout is not torch.strided or value.device.type != "cpu":
             raise SourceError(f"{file}: tensor {key!r} is sparse or has no data; save it as a plain tensor")
     return tensors
+
+
+def _tensors_of(content: Mapping[Any, object]) -> dict[str, Tensor]:
+    return {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
+
+
+def _nested(file: Path, content: Mapping[Any, object]) -> dict[str, Tensor]:
+    """The tensors of a dict inside: `state_dict`, or the only one that holds weights."""
+    inside = {str(key): _tensors_of(value) for key, value in content.items() if isinstance(value, dict)}
+    if "state_dict" in inside:
+        return inside["state_dict"]
+    found = [key for key, tensors in inside.items() if any(map(torch.is_floating_point, tensors.values()))]
+    if len(found) > 1:
+        raise SourceError(f"{file}: holds weights as each of {', '.join(map(repr, found))}; save one of them")
+    return inside[found[0]] if found else {}
 
 
 class Reader:

@@ -11,14 +11,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 from transformers.models.mixtral import modeling_mixtral
 
+from builders.errors import ConfigError
 from builders.mapping import Mapping
 from builders.sources.hf import open_folder
 from tests.builders.test_families import NEW_TOKENS, Reference, answers, check
 from tests.convert_tools import convert_opened
 from tests.mpt_reference import MptReference
-from tests.oracle import LONG, SHORT, bigcode, mixtral, random_model, randomize, rope
+from tests.oracle import LONG, SHORT, bigcode, llama, mixtral, random_model, randomize, rope
+from tests.sim import Ranks
 
 GROUPED = {"attn_type": "grouped_query_attention", "kv_n_heads": 2}
 
@@ -103,6 +106,26 @@ def test_softmax_before_top_k(mapping: Mapping, tmp_path: Path, monkeypatch: pyt
     spec = replace(opened.spec, moe=replace(opened.spec.moe, renormalize=False))
     wanted = answers(model, replace(opened, spec=spec))
     check(wanted, convert_opened(wanted.opened, mapping, tmp_path / "out"))
+
+
+@torch.no_grad()
+def test_llama_whose_configuration_speaks_of_a_window(tmp_path: Path) -> None:
+    """The remedy that its refusal names gives what Transformers computes.
+
+    Its logits, that is: while it decodes, Transformers forgets the keys that the field's window leaves out.
+    """
+    random_model(llama()).save_pretrained(tmp_path / "model")
+    file = tmp_path / "model/config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "sliding_window": 3}))
+    with pytest.raises(ConfigError, match="--ignore_config_field sliding_window"):
+        open_folder(tmp_path / "model")
+    opened = open_folder(tmp_path / "model", ignored=["sliding_window"])
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "model", attn_implementation="eager").eval()
+    assert loaded.config.sliding_window == 3
+    prompt = torch.randint(3, 101, (2, 11), generator=torch.Generator().manual_seed(5))
+    ranks = Ranks(convert_opened(opened, Mapping(tp_size=2), tmp_path / "out"), 2, 11)
+    wanted = loaded(prompt).logits
+    assert (ranks.forward(prompt, 0) - wanted).abs().max() < 1e-4 * wanted.abs().max()
 
 
 @pytest.mark.parametrize("length", [11, 30], ids=["crossing while decoding", "crossed by the prompt"])

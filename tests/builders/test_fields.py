@@ -134,9 +134,78 @@ def test_whole_numbers_have_a_limit(value: int) -> None:
         refusal("llama", **{name: 10**400})
 
 
+@pytest.mark.parametrize("count", [10_001, 10**9])
+@pytest.mark.parametrize("model_type", CONFIGS)
+def test_layers_have_a_limit(model_type: str, count: int) -> None:
+    """What would be gone through one by one must end; even where the field is vouched for."""
+    (name,) = {"num_hidden_layers", "n_layer", "n_layers"} & CONFIGS[model_type].keys()
+    with pytest.raises(ConfigError, match=rf"^config field {name}={count}: must be at most 10000$"):
+        from_transformers({"model_type": model_type, **CONFIGS[model_type], name: count}, [name])
+    assert understand(model_type, **{name: 10_000 if model_type not in ("mixtral", "dbrx") else 900})
+
+
+def test_experts_have_a_limit() -> None:
+    assert "num_experts=10001: must be at most 10000" in refusal("mixtral", num_local_experts=10_001)
+    ffn = {"ffn_config": {**CONFIGS["dbrx"]["ffn_config"], "moe_num_experts": 10**9}}
+    assert "num_experts=1000000000: must be at most 10000" in refusal("dbrx", **ffn)
+    message = refusal("mixtral", num_local_experts=10_000, num_hidden_layers=21)
+    assert "num_layers=21 x num_experts=210000: must be at most 200000" in message
+
+
 def test_fields_of_the_first_gpt2_do_not_matter() -> None:
     fields = {"n_special": 0, "predict_special_tokens": True, "output_past": True, "_num_labels": 1}
     assert understand("gpt2", **fields) == understand("gpt2")
+
+
+ROTARY_KINDS = [
+    {"rope_type": "default"},
+    {"rope_type": "linear", "factor": 2.0},
+    {"rope_type": "dynamic", "factor": 2.0},
+    {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 32},
+]
+
+
+@pytest.mark.parametrize("kind", ROTARY_KINDS, ids=lambda kind: kind["rope_type"])
+@pytest.mark.parametrize("field", ["rope_parameters", "rope_scaling"])
+@pytest.mark.parametrize("model_type", ["llama", "mistral", "mixtral", "starcoder2"])
+def test_unknown_rotary_parameter(
+    model_type: str, field: str, kind: dict[str, Any], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It is named as it was written, the remedy works, and nothing else is said on the screen."""
+    plain = {"rope_theta": 1e4, **kind}
+    message = refusal(model_type, **{field: {**plain, "novel": 3}})
+    remedy = f"--ignore_config_field {field}.novel"
+    assert f"config field {field}.novel=3: not understood" in message and message.endswith(remedy)
+    values = {"model_type": model_type, **CONFIGS[model_type], field: {**plain, "novel": 3}}
+    assert from_transformers(values, [f"{field}.novel"])[1] == understand(model_type, **{field: plain})
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("model_type", CONFIGS)
+def test_layer_types_that_say_what_the_model_is(model_type: str, capfd: pytest.CaptureFixture[str]) -> None:
+    window = "sliding_window" in (spec := understand(model_type).to_json()) and spec["sliding_window"]
+    same, other = ["full_attention", "sliding_attention"][:: -1 if window else 1]
+    assert understand(model_type, layer_types=[same] * 3) == understand(model_type)
+    for types in ([other] * 3, [same, other, same], [same] * 2, [], "full_attention", same):
+        assert "layer_types" in refusal(model_type, layer_types=types)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_layer_types_with_a_window_and_without() -> None:
+    for model_type in ("mistral", "mixtral", "starcoder2"):
+        for window, kind in ((None, "full_attention"), (7, "sliding_attention")):
+            fields = {"sliding_window": window}
+            spec = understand(model_type, **fields, layer_types=[kind] * 3)
+            assert spec.sliding_window == window
+
+
+def test_window_of_a_llama() -> None:
+    """Transformers' LLaMA does not have one, so it is not taken silently, nor left out silently."""
+    message = refusal("llama", sliding_window=5)
+    assert "sliding_window=5" in message and message.endswith("--ignore_config_field sliding_window")
+    values = {"model_type": "llama", **SIZES, "sliding_window": 5}
+    assert from_transformers(values, ["sliding_window"])[1] == understand("llama")
+    assert understand("llama", sliding_window=None) == understand("llama")
 
 
 def test_unknown_field_inside_a_field_is_named_in_full() -> None:

@@ -144,7 +144,12 @@ def test_a_folder_or_nothing_in_the_place_of_the_weights(folder: Path) -> None:
 # --- the index of several files ---
 
 
+PART = "model-00001-of-00001.safetensors"
+
+
 def write_index(folder: Path, content: str | bytes) -> None:
+    """And no file of the name that would be preferred."""
+    (folder / WEIGHTS).rename(folder / PART)
     index = folder / "model.safetensors.index.json"
     index.write_bytes(content if isinstance(content, bytes) else content.encode())
 
@@ -174,7 +179,7 @@ def test_index_that_is_none(content: str | bytes, folder: Path) -> None:
 def test_tensor_in_two_files(folder: Path) -> None:
     tensors = load_file(folder / WEIGHTS)
     save_file({NORM: tensors[NORM]}, folder / "other.safetensors")
-    write_index(folder, json.dumps({"weight_map": {NORM: "other.safetensors", "x": WEIGHTS}}))
+    write_index(folder, json.dumps({"weight_map": {NORM: "other.safetensors", "x": PART}}))
     assert f"{NORM} is also in" in refusal(folder)
 
 

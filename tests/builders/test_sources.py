@@ -48,6 +48,31 @@ def test_safetensors_are_preferred(folder: Path) -> None:
     assert [file.name for file in open_folder(folder).weights] == ["model.safetensors"]
 
 
+@torch.no_grad()
+def transformers_content(folder: Path) -> dict[str, torch.Tensor]:
+    return dict(LlamaForCausalLM.from_pretrained(folder).state_dict())
+
+
+@pytest.mark.parametrize("stale", ["whole", "names missing files", "no json"])
+@pytest.mark.parametrize("kind", ["model.safetensors", "pytorch_model.bin"])
+def test_one_file_is_preferred_to_an_index(kind: str, stale: str, folder: Path, tmp_path: Path) -> None:
+    """As Transformers prefers it: whatever the index says, it is not looked at."""
+    other = load_file(save_llama(tmp_path / "other", seed=1) / "model.safetensors")
+    if kind == "pytorch_model.bin":
+        as_pickle(folder)
+    part = folder / f"{kind.split('.')[0]}-00001-of-00001.{kind.split('.')[1]}"
+    if stale == "whole":
+        (save_file if kind == "model.safetensors" else torch.save)(other, part)
+    weight_map = {"weight_map": dict.fromkeys(other, part.name)}
+    (folder / f"{kind}.index.json").write_text("no json" if stale == "no json" else json.dumps(weight_map))
+    opened = open_folder(folder)
+    assert [file.name for file in opened.weights] == [kind]
+    made = load_file(convert_opened(opened, Mapping(), tmp_path / "out") / "rank0.safetensors")
+    wanted = transformers_content(folder)
+    assert torch.equal(made["head.weight"][:101], wanted["lm_head.weight"])
+    assert not torch.equal(made["head.weight"][:101], other["lm_head.weight"])
+
+
 @pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16, torch.float64])
 def test_any_floating_point_source(stored: torch.dtype, folder: Path, tmp_path: Path) -> None:
     tensors = {name: tensor.to(stored) for name, tensor in load_file(folder / "model.safetensors").items()}
@@ -78,6 +103,60 @@ def test_a_configuration_alone(folder: Path, tmp_path: Path) -> None:
         open_source(folder / "config.json", scratch=tmp_path)
     with pytest.raises(SourceError, match="no such folder or file"):
         open_source(tmp_path / "nowhere", scratch=tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "a.pth", "b.ckpt", "c.pt"],
+)
+@pytest.mark.parametrize("config_only", [False, True])
+def test_a_file_of_weights_is_not_its_folder(name: str, config_only: bool, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(SourceError, match=f"{name}: a file of weights.*give its folder, {tmp_path}$"):
+        open_source(tmp_path / name, scratch=tmp_path, config_only=config_only)
+
+
+def wrapped_content(folder: Path, content: object, out: Path) -> bytes:
+    (folder / "model.safetensors").unlink(missing_ok=True)
+    torch.save(content, folder / "pytorch_model.bin")
+    return content_of(folder, out)
+
+
+def content_of(folder: Path, out: Path) -> bytes:
+    return content(open_folder(folder), out)
+
+
+@pytest.mark.parametrize("key", ["state_dict", "model", "module", "weights"])
+def test_weights_in_a_dict_inside(key: str, folder: Path, tmp_path: Path) -> None:
+    """Beside what training leaves there, which is no weights."""
+    tensors = load_file(folder / "model.safetensors")
+    wanted = content_of(folder, tmp_path / "a")
+    optimizer = {"state": {0: {"exp_avg": torch.zeros(3)}}, "param_groups": [{"lr": 0.1}]}
+    besides = {"epoch": 3, "optimizer": optimizer, "rng": {"cpu": torch.get_rng_state()}, "args": {}}
+    assert wrapped_content(folder, {**besides, key: tensors}, tmp_path / "b") == wanted
+
+
+@pytest.mark.parametrize("key", ["state_dict", "model"])
+def test_tensors_beside_the_dict_inside_are_left_over(key: str, folder: Path, tmp_path: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    message = r"1 tensors that llama does not use: extra$"
+    with pytest.raises(SourceError, match=message):
+        wrapped_content(folder, {key: tensors, "extra": torch.ones(3)}, tmp_path / "out")
+    with pytest.raises(SourceError, match=message):
+        wrapped_content(folder, {**tensors, "more": {"extra": torch.ones(3)}}, tmp_path / "out")
+    with pytest.raises(SourceError, match=r"'lm_head\.weight' is in it twice"):
+        twice = {key: tensors, "lm_head.weight": tensors["lm_head.weight"]}
+        wrapped_content(folder, twice, tmp_path / "out")
+
+
+def test_two_dicts_of_weights_inside(folder: Path, tmp_path: Path) -> None:
+    """Nobody is to guess which one; of a state_dict it is known."""
+    tensors = load_file(folder / "model.safetensors")
+    other = {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
+    wanted = content_of(folder, tmp_path / "a")
+    with pytest.raises(SourceError, match="holds weights as each of 'ema', 'model'; save one"):
+        wrapped_content(folder, {"ema": other, "model": tensors}, tmp_path / "b")
+    assert wrapped_content(folder, {"ema": other, "state_dict": tensors}, tmp_path / "b") == wanted
 
 
 def add_tensors(folder: Path, *names: str, shape: tuple[int, ...] = (2, 2)) -> None:

@@ -116,6 +116,47 @@ def test_every_file_of_an_unpacked_archive_counts(tmp_path: Path, rank: int) -> 
         go(source, tmp_path / "out")
 
 
+HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+ROTARY = "model.layers.0.self_attn.rotary_emb.inv_freq"
+
+
+@pytest.mark.parametrize(
+    ("most", "few", "names"),
+    [
+        (torch.bfloat16, torch.float32, [HEAD]),
+        (torch.float32, torch.bfloat16, [HEAD, EMBEDDING]),
+        (torch.bfloat16, torch.float16, ["model.norm.weight"]),
+        (torch.bfloat16, torch.float32, [f"model.layers.{i}.input_layernorm.weight" for i in range(3)]),
+        (torch.float16, torch.float32, [ROTARY]),
+    ],
+)
+def test_auto_keeps_what_most_of_the_model_is(
+    most: torch.dtype, few: torch.dtype, names: list[str], model: Path, tmp_path: Path
+) -> None:
+    """By bytes, not by what comes first; the buffer of ROTARY is larger than the model and is not of it."""
+    tensors = load_file(model / "model.safetensors") | {ROTARY: torch.ones(10**5)}
+    mixed = {name: tensor.to(few if name in names else most) for name, tensor in tensors.items()}
+    save_file(mixed, model / "model.safetensors")
+    assert f"torch.{read_manifest(go(model, tmp_path / 'out').output_dir).dtype}" == str(most)
+
+
+def test_auto_leaves_a_copy_of_the_embedding_out(tmp_path: Path) -> None:
+    random_model(gpt2(n_layer=1, vocab_size=2000)).half().save_pretrained(tmp_path / "model")
+    file = tmp_path / "model/model.safetensors"
+    tensors = load_file(file)
+    save_file({**tensors, HEAD: tensors["transformer.wte.weight"].float()}, file)
+    assert read_manifest(go(tmp_path / "model", tmp_path / "out").output_dir).dtype == "float16"
+
+
+def test_auto_of_a_dtype_that_is_not_written(model: Path, tmp_path: Path) -> None:
+    tensors = load_file(model / "model.safetensors")
+    doubled = {name: tensor if name == HEAD else tensor.double() for name, tensor in tensors.items()}
+    save_file(doubled, model / "model.safetensors")
+    with pytest.raises(SourceError, match="weights are float64; choose --dtype float32, float16, bfloat16"):
+        go(model, tmp_path / "out")
+    assert read_manifest(go(model, tmp_path / "out", dtype="float32").output_dir).dtype == "float32"
+
+
 def test_lost_tokenizer_file_is_damage(model: Path, tmp_path: Path) -> None:
     (model / "tokenizer.json").write_text("{}")
     go(model, tmp_path / "out")

@@ -62,7 +62,6 @@ def test_pinning_from_the_shell(tmp_path: Path) -> None:
     assert [row["key"] for row in rows if row["pinned"]] == [key]
     assert rankforge("store", "unpin", key, "--store_dir", store).returncode == 0
     assert "no entry starts so" in one_line_error(rankforge("store", "pin", "xyz", "--store_dir", store))
-    assert "no entry starts so" in one_line_error(rankforge("store", "pin", "", "--store_dir", store))
     assert "--max_bytes=2 lots: not a size" in one_line_error(
         rankforge("store", "prune", "--max_bytes", "2 lots", "--store_dir", store)
     )

@@ -1,0 +1,105 @@
+"""What became of the options of the TensorRT-LLM scripts: the table of docs/migration.md, and its advice."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """Old options and what serves their purpose here, in Markdown as the page has it."""
+
+    old: str
+    here: str
+    gone: bool = True
+    """No command of ours takes them: who gives one is told `here`."""
+
+    def options(self) -> Sequence[str]:
+        """Their names alone."""
+        return re.findall(r"--\w+", self.old)
+
+
+def _kept(old: str, here: str = "the same") -> Row:
+    return Row(old=old, here=here, gone=False)
+
+
+def _names(*options: str) -> str:
+    return ", ".join(f"`--{option}`" for option in options)
+
+
+_SHAPES = _names(
+    "n_layer", "n_head", "n_kv_head", "n_embd", "n_positions", "inter_size", "vocab_size", "hidden_act",
+    "rms_norm_eps", "rotary_base", "rotary_scaling", "moe_num_experts", "moe_top_k", "multi_query_mode",
+)  # fmt: skip
+_QUANTIZATION = _names(
+    "use_weight_only", "weight_only_precision", "smoothquant", "per_channel", "per_token", "int8_kv_cache",
+    "group_size", "calib_dataset", "calib_size", "quant_ckpt_path", "use_fp8", "use_fp8_rowwise",
+    "fp8_kv_cache", "enable_fp8",
+)  # fmt: skip
+_PLUGINS = _names(
+    "gemm_plugin", "gpt_attention_plugin", "nccl_plugin", "moe_plugin", "remove_input_padding",
+    "context_fmha", "paged_kv_cache", "strongly_typed", "disable_weight_only_quant_plugin",
+    "dense_context_fmha",
+)  # fmt: skip
+
+TABLE = (
+    _kept("`--model_dir`", "the same; also a Hugging Face id"),
+    Row(old="`--meta_ckpt_dir DIR`", here="`--model_dir DIR`"),
+    Row(old="`--nemo_ckpt_path FILE` (`gpt`, GPT-Next)", here="`--model_dir FILE`"),
+    _kept("`--output_dir`, `--tp_size`, `--pp_size`, `--workers`"),
+    _kept("`--dtype float16`", "the same; `auto` keeps what the source has"),
+    Row(
+        old="`--moe_tp_size`, `--moe_ep_size N`",
+        here="`--ep_size N`; every expert is split over the remaining tp / ep ranks",
+    ),
+    _kept("`--moe_tp_mode 1`, `--moe_tp_mode 2`", "the same (1 spreads whole experts, 2 splits each)"),
+    _kept("`--moe_normalization_mode`", "the same (0 none, 1 renormalize)"),
+    Row(old="`--moe_renorm_mode`", here="`--moe_normalization_mode` (0 none, 1 renormalize)"),
+    _kept(r"`--use_parallel_embedding --embedding_sharding_dim 0\|1`"),
+    Row(
+        old="`--use_embedding_sharing`",
+        here="not needed: a tied head is stored once wherever a rank holds both",
+    ),
+    Row(
+        old=f"`--gpt_variant`, `--model_type`, and a model's shape: {_SHAPES}",
+        here="not needed: read from the checkpoint; without one, `--model_config gpt_175b` or a config.json",
+    ),
+    Row(
+        old="`--load_by_shard`, `--load_model_on_cpu`, `--convert_model_on_cpu`",
+        here="not needed: conversion always streams",
+    ),
+    Row(old="`--save_config_only`", here="`--load_format random`, which stores no weights and needs none"),
+    _kept(
+        "`trtllm-build --checkpoint_dir --output_dir --workers`",
+        "`rankforge build`, the same; add `--engine tensorrt` for plans",
+    ),
+    _kept(
+        "`--strip_plan`", "the same; weights are given to the plan when it is loaded, without `trtllm-refit`"
+    ),
+    Row(
+        old="`--input_timing_cache`, `--output_timing_cache`",
+        here="not needed: kept in the store, for every GPU and version",
+    ),
+    _kept(
+        "`trtllm-build --model_config config.json`",
+        "the same: also Hugging Face's; the file's `mapping` is the layout unless one is given",
+    ),
+    Row(old="`--rank 3` of a build", here="`--ranks 3`; also `0,2-3`"),
+    _kept(
+        "`--max_batch_size`, `--max_input_len`, `--max_seq_len`, `--max_num_tokens`, `--max_beam_width`, "
+        "`--tokens_per_block`"
+    ),
+    Row(old=_PLUGINS, here="not needed: there are no plugins to choose"),
+    Row(old=_QUANTIZATION, here="not there yet: comes with `rankforge quantize`"),
+)
+
+
+def advice(option: str) -> str | None:
+    """One line for an option that only the old scripts had; None where they had none of that name."""
+    for row in TABLE:
+        if row.gone and option in row.options():
+            text = row.here.replace("`", "")
+            return f"use {text}" if text.startswith("--") else text
+    return None
