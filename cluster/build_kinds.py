@@ -62,17 +62,17 @@ def check_options(options: BuildOptions) -> None:
             f"--target={options.target}: not a target of --engine {options.engine}; "
             f"its targets are {', '.join(TARGETS[options.engine])}"
         )
-    if options.no_compile and target_of(options) != "cpu":
-        raise EngineError(
-            f"--no_compile: --target {options.target} takes compiled kernels; "
-            "leave it out, or use --target cpu"
-        )
     for name, kind in _OF_ONE_KIND.items():
         if (
             getattr(options, name) != BuildOptions.__dataclass_fields__[name].default
             and kind != options.engine
         ):
             raise EngineError(f"--{name}: only for --engine {kind}; leave it out, or add --engine {kind}")
+    if options.no_compile and target_of(options) != "cpu":
+        raise EngineError(
+            f"--no_compile: --target {options.target} takes compiled kernels; "
+            "leave it out, or use --target cpu"
+        )
 
 
 _OF_ONE_KIND: Mapping[str, str] = {"no_compile": "torch", "strip_plan": "tensorrt", "trt_library": "tensorrt"}
