@@ -225,7 +225,10 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"trt_library": "tensorrt"}, "--trt_library tensorrt builds for the GPU at hand"),
     ({"no_compile": True}, "--no_compile: only for --engine torch"),
     ({"max_seq_len": 40}, "--max_seq_len=40: a slot of the cache must begin"),
-    ({"engine": "torch"}, "--target=sm89: not a target of --engine torch; its targets are cpu"),
+    (
+        {"engine": "torch", "target": "current"},
+        "--target=current: not a target of --engine torch; its targets",
+    ),
     ({"engine": "torch", "target": "cpu", "strip_plan": True}, "--strip_plan: only for --engine tensorrt"),
     (
         {"engine": "torch", "target": "cpu", "trt_library": "tensorrt"},
