@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -22,14 +22,22 @@ class _RankJob:
     folder: Path
 
 
-def run_ranks(plan: ConvertPlan, folder: Path, *, workers: int, advance: Advance) -> list[Written]:
-    """Write every rank's file into the folder; the first error ends it and the other workers."""
-    ranks = range(plan.mapping.world_size)
-    if min(workers, len(ranks)) == 1:
+def run_ranks(
+    plan: ConvertPlan,
+    folder: Path,
+    *,
+    workers: int,
+    advance: Advance,
+    only: Sequence[int] | None = None,
+) -> list[Written]:
+    """Write every rank's file, or those of some, into the folder; the first error ends all workers."""
+    ranks = range(plan.mapping.world_size) if only is None else only
+    if min(workers, len(ranks)) <= 1:
         with _one_thread():
             return [convert_rank(plan, rank, folder, partial(advance, rank)) for rank in ranks]
     jobs = [_RankJob(plan=plan, rank=rank, folder=folder) for rank in ranks]
-    return run_jobs(_convert, jobs, workers=workers, advance=advance, name="rank")
+    named = lambda job, amount: advance(ranks[job], amount)  # noqa: E731
+    return run_jobs(_convert, jobs, workers=workers, advance=named, name="rank")
 
 
 def _convert(job: _RankJob, advance: Callable[[int], None]) -> Written:

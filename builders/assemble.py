@@ -9,11 +9,10 @@ import time
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
 
 from builders.checkpoint import Manifest, SourceFile, check_file, read_manifest
 from builders.errors import ArtifactError, SourceError
-from builders.sources.opened import Opened
+from builders.sources.opened import Identity, Opened
 from builders.store import disk
 
 
@@ -35,10 +34,10 @@ def _named(opened: Opened) -> dict[str, Path]:
     return dict(zip(names, files, strict=True))
 
 
-def check_unchanged(opened: Opened, before: Mapping[str, Identity]) -> None:
+def check_unchanged(opened: Opened) -> None:
     """Refuse a source that was written to since it was opened: what was read of it may be of two minds."""
     for name, file in _named(opened).items():
-        if file.is_relative_to(opened.root) and identity(file) != before.get(name):
+        if file.is_relative_to(opened.root) and identity(file) != opened.before.get(name):
             raise SourceError(f"{file}: changed while it was read; run again")
 
 
@@ -71,14 +70,6 @@ def _source_file(file: Path, known: SourceFile | None) -> SourceFile:
     return SourceFile(
         sha256=digest, num_bytes=before.num_bytes, inode=before.inode, changed_ns=before.changed_ns
     )
-
-
-class Identity(NamedTuple):
-    """Changes whenever a file's content does: no program can set the time of its last change."""
-
-    num_bytes: int
-    inode: int
-    changed_ns: int
 
 
 def identity(file: Path) -> Identity:

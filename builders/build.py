@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -45,8 +45,8 @@ class BuildPlan:
     compiled: bool
     units: tuple[UnitPlan, ...]
     programs: tuple[RankPrograms, ...]
-    ranks: tuple[int, ...]
-    """For every rank, which of the programs it runs."""
+    ranks: tuple[int | None, ...]
+    """For every rank, which of the programs it runs; None for a rank that is left out."""
     holds_weights: bool = False
 
     @property
@@ -80,13 +80,24 @@ def as_exported(program: Program) -> Program:
 
 
 def plan_build(
-    checkpoint: Manifest, limits: Limits, *, compiled: bool, rewritten: Rewrite = as_exported
+    checkpoint: Manifest,
+    limits: Limits,
+    *,
+    compiled: bool,
+    only: Collection[int] | None = None,
+    rewritten: Rewrite = as_exported,
 ) -> BuildPlan:
-    """Export one rank of every shape: ranks of equal shape, and layers of equal structure, share."""
+    """Export one rank of every shape: ranks of equal shape, and layers of equal structure, share.
+
+    With `only`, other ranks are left out.
+    """
     units: dict[str, UnitPlan] = {}
     programs: dict[Any, RankPrograms] = {}
-    ranks = []
+    ranks: list[int | None] = []
     for rank in range(checkpoint.mapping.world_size):
+        if only is not None and rank not in only:
+            ranks.append(None)
+            continue
         shape = program_shape(checkpoint, rank)
         if shape not in programs:
             graphs = export_rank(

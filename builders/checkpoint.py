@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -13,15 +13,13 @@ from torch import Tensor
 
 from builders.config_file import Format, read_config, to_json
 from builders.constants import rank_constants, set_constants
-from builders.convert import rank_file_name, read_rows
+from builders.convert import ConvertPlan, rank_file_name, target_chunks
 from builders.decoder import Decoder, empty_decoder
 from builders.errors import ArtifactError
 from builders.keys import content_key
 from builders.mapping import Mapping as RankMapping
 from builders.mapping import check_mapping, rank_shape
-from builders.params import params
 from builders.shard import targets
-from builders.sources.pieces import RandomPieces
 from builders.spec import ModelSpec
 from builders.store import disk
 from builders.tensor_file import Written
@@ -65,7 +63,9 @@ class Manifest:
     dtype: DtypeName
     source: Provenance
     random_seed: int | None = None
-    """Weights are made up from this seed when they are loaded, and there are no rank files."""
+    """Weights are made up from this seed: when they are loaded, unless there are rank files."""
+    held: tuple[int, ...] | None = None
+    """The ranks whose files are here; None is all of them, or none where weights are made up on loading."""
     ranks: tuple[Written, ...] = ()
 
     @property
@@ -78,7 +78,30 @@ class Manifest:
             dtype=self.dtype,
             files={name: file.sha256 for name, file in self.source.files.items()},
             random_seed=self.random_seed,
+            **({} if self.held is None else {"held": self.held}),
         )
+
+    @property
+    def stored_ranks(self) -> tuple[int, ...]:
+        """The ranks that have a file."""
+        if self.held is not None:
+            return self.held
+        return tuple(range(self.mapping.world_size)) if self.random_seed is None else ()
+
+    def rank_file(self, rank: int) -> Written:
+        """What is known of a rank's file, or why there is none."""
+        found = dict(zip(self.stored_ranks, self.ranks, strict=True))
+        if rank in found:
+            return found[rank]
+        if not found:
+            raise ArtifactError(f"rank {rank}: there are no weights here, only programs; build with weights")
+        held = ", ".join(map(str, found))
+        raise ArtifactError(f"rank {rank}: not here, only ranks {held}; make it with --ranks {rank}")
+
+    def only(self, ranks: Iterable[int]) -> Manifest:
+        """The same with the files of these ranks alone."""
+        held = tuple(ranks)
+        return replace(self, held=held, ranks=tuple(self.rank_file(rank) for rank in held))
 
     def to_json(self) -> dict[str, Any]:
         """The content of config.json."""
@@ -89,8 +112,8 @@ def read_manifest(folder: Path) -> Manifest:
     """A checkpoint's manifest, once it is known to be ours and whole."""
     manifest = read_config(Manifest, folder)
     check_mapping(manifest.spec, manifest.mapping)
-    expected = [rank_file_name(rank) for rank in range(manifest.mapping.world_size)]
-    if manifest.random_seed is None and [file.name for file in manifest.ranks] != expected:
+    expected = [rank_file_name(rank) for rank in manifest.stored_ranks]
+    if [file.name for file in manifest.ranks] != expected:
         raise ArtifactError(f"{folder}: its rank files must be {', '.join(expected)}; convert again")
     return manifest
 
@@ -108,7 +131,7 @@ def rank_tensors(
     folder: Path, manifest: Manifest, rank: int, *, verify: bool = False, device: str = "cpu"
 ) -> dict[str, Tensor]:
     """A rank's weights by name, read straight to the device; a tied head is a view of the embedding."""
-    if manifest.random_seed is None:
+    if manifest.random_seed is None or manifest.held is not None:
         tensors = _stored(folder, manifest, rank, verify, device)
     else:
         tensors = {name: tensor.to(device) for name, tensor in _made_up(manifest, rank).items()}
@@ -120,7 +143,7 @@ def rank_tensors(
 
 
 def _stored(folder: Path, manifest: Manifest, rank: int, verify: bool, device: str) -> dict[str, Tensor]:
-    written = manifest.ranks[rank]
+    written = manifest.rank_file(rank)
     file = folder / written.name
     check_file(file, written, verify=verify)
     return load_file(file, device=device)
@@ -137,12 +160,14 @@ def check_file(file: Path, written: Written, *, verify: bool) -> None:
 
 
 def _made_up(manifest: Manifest, rank: int) -> dict[str, Tensor]:
-    pieces = RandomPieces(manifest.spec, manifest.random_seed or 0)
-    sizes = {param.name: param.shape[0] for param in params(manifest.spec)}
-    dtype = getattr(torch, manifest.dtype)
+    plan = ConvertPlan(
+        spec=manifest.spec,
+        mapping=manifest.mapping,
+        dtype=getattr(torch, manifest.dtype),
+        random_seed=manifest.random_seed,
+    )
+    pieces = plan.pieces()
     return {
-        target.name: torch.cat(
-            [read_rows(pieces, part, part.rows, sizes[part.param]).to(dtype) for part in target.slices]
-        ).view(target.shape)
+        target.name: torch.cat(list(target_chunks(target, pieces, plan))).view(target.shape)
         for target in targets(manifest.spec, manifest.mapping, rank)
     }

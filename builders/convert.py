@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -12,8 +13,9 @@ from torch import Tensor
 from builders.errors import SourceError
 from builders.mapping import Mapping as RankMapping
 from builders.mapping import check_mapping
+from builders.params import params
 from builders.shard import Slice, Target, targets
-from builders.sources.pieces import FilePieces, Located, Pieces
+from builders.sources.pieces import FilePieces, Located, Pieces, RandomPieces
 from builders.spec import ModelSpec
 from builders.tensor_file import Written, write_tensors
 
@@ -27,10 +29,24 @@ class ConvertPlan:
     spec: ModelSpec
     mapping: RankMapping
     dtype: torch.dtype
-    located: Mapping[str, Located]
+    located: Mapping[str, Located] = field(default_factory=dict)
+    """Where every parameter lies, unless all are made up."""
+    random_seed: int | None = None
+    """What parameters are made up from."""
 
     def __post_init__(self) -> None:
         check_mapping(self.spec, self.mapping)
+
+    def pieces(self) -> Pieces:
+        """What reads or makes up slices of the parameters."""
+        if self.random_seed is None:
+            return FilePieces(self.located)
+        return RandomPieces(self.spec, self.random_seed)
+
+    @cached_property
+    def num_rows(self) -> Mapping[str, int]:
+        """Of every whole parameter, before its padding."""
+        return {param.name: param.shape[0] for param in params(self.spec)}
 
 
 def rank_elements(spec: ModelSpec, mapping: RankMapping, rank: int) -> int:
@@ -48,7 +64,7 @@ def convert_rank(
 ) -> Written:
     """Write one rank's file; `advance` hears of every chunk's bytes."""
     wanted = list(targets(plan.spec, plan.mapping, rank))
-    pieces = FilePieces(plan.located)
+    pieces = plan.pieces()
 
     def chunks() -> Iterator[Tensor]:
         for target in wanted:
@@ -66,7 +82,7 @@ def target_chunks(target: Target, pieces: Pieces, plan: ConvertPlan) -> Iterator
         rows_at_once = max(1, _CHUNK_BYTES // (plan.dtype.itemsize * torch.Size(part.shape[1:]).numel()))
         for start in range(part.rows[0], part.rows[1], rows_at_once):
             stop = min(start + rows_at_once, part.rows[1])
-            rows = read_rows(pieces, part, (start, stop), plan.located[part.param].param.shape[0])
+            rows = read_rows(pieces, part, (start, stop), plan.num_rows[part.param])
             yield _narrowed(rows, plan.dtype, part.param)
 
 

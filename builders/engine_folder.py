@@ -17,6 +17,7 @@ from builders.engine_manifest import (
     TrtManifest,
     Unit,
     check_unit,
+    held_program,
     read_engine,
     unit_folder,
 )
@@ -35,11 +36,12 @@ def load_engine(folder: Path, rank: int, *, num_blocks: int, device: str | None 
     Programs and plans are code: their hashes are checked before they are loaded.
     """
     manifest = read_engine(folder)
+    number = held_program(folder, manifest, rank)
     if isinstance(manifest, TrtManifest):
         from builders.trt.load import load_plan  # a torch engine takes none of this
 
         return load_plan(folder, manifest, rank, num_blocks=num_blocks)
-    pieces = _pieces(folder, manifest, manifest.programs[manifest.ranks[rank]])
+    pieces = _pieces(folder, manifest, manifest.programs[number])
     if manifest.target != "cpu":
         from builders.cuda.load import load_cuda
 

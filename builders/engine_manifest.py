@@ -39,8 +39,8 @@ class EngineManifest:
     limits: Limits
     checkpoint: Manifest
     units: tuple[Unit, ...]
-    ranks: tuple[int, ...]
-    """For every rank, which of the kind's programs or plans it runs."""
+    ranks: tuple[int | None, ...]
+    """For every rank, which of the kind's programs or plans it runs; None for a rank that was not built."""
     versions: Mapping[str, str]
     """Of the libraries that the units were built with."""
 
@@ -111,6 +111,22 @@ def read_engine(folder: Path) -> TorchManifest | TrtManifest:
         )
     manifest: TorchManifest | TrtManifest = read_config(KINDS.get(kind or "", TorchManifest), folder)
     return manifest
+
+
+def held_program(folder: Path, manifest: EngineManifest, rank: int) -> int:
+    """What a rank runs, by number, once it is known that the engine holds it."""
+    number = manifest.ranks[rank] if 0 <= rank < len(manifest.ranks) else None
+    if number is None:
+        held = ", ".join(str(rank) for rank, found in enumerate(manifest.ranks) if found is not None)
+        raise ArtifactError(
+            f"{folder}: does not hold rank {rank} of {len(manifest.ranks)}, only {held}; "
+            "build it with other --ranks, or without --ranks for all"
+        )
+    if manifest.checkpoint.held == ():
+        raise ArtifactError(
+            f"{folder}: holds programs only (--no_weights); build again from the checkpoint to link weights"
+        )
+    return number
 
 
 def unit_folder(folder: Path, unit: Unit) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -11,6 +12,9 @@ from builders.spec import ModelSpec
 
 VOCAB_ALIGNMENT = 64
 """Every rank's slice of the vocabulary is a multiple of this, so its matrix products are aligned."""
+
+_MOST = 2**20
+"""Of every size: more ranks than anybody has, few enough to reckon with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,8 +31,10 @@ class Mapping:
 
     def __post_init__(self) -> None:
         for name in ("tp_size", "pp_size", "ep_size"):
-            if getattr(self, name) < 1:
-                raise LayoutError(f"--{name}={getattr(self, name)}: must be at least 1")
+            size = getattr(self, name)
+            if not 1 <= size <= _MOST:
+                rule = "at least 1" if size < 1 else f"at most {_MOST}"
+                raise LayoutError(f"--{name}={size}: must be {rule}")
         if self.tp_size % self.ep_size:
             raise LayoutError(
                 f"--ep_size={self.ep_size}: experts are spread over the {self.tp_size} tensor parallel "
@@ -166,7 +172,10 @@ def _ep_sizes(spec: ModelSpec, tp_size: int) -> list[int]:
 
 
 def _divisors(number: int) -> list[int]:
-    return [size for size in range(1, number + 1) if number % size == 0]
+    """In order; every one up to the square root has a partner above it."""
+    small = [size for size in range(1, math.isqrt(number) + 1) if number % size == 0]
+    large = [number // size for size in reversed(small) if size * size != number]
+    return small + large
 
 
 def _list(sizes: Iterable[int]) -> str:

@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.library import custom_op
+from torch.library import Library, infer_schema, register_fake
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,28 @@ torch.export.register_dataclass(Step)
 torch.export.register_dataclass(LayerCache)
 
 
-@custom_op("rankforge::attention", mutates_args=("k_cache", "v_cache"))
+_LIBRARY = Library("rankforge", "DEF")
+
+FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
+
+
+def _operator(name: str, *, mutates_args: tuple[str, ...] = ()) -> Callable[[FunctionT], FunctionT]:
+    """Registers a function. `torch.library.custom_op` would import a compiler when it is first called."""
+
+    def register(function: FunctionT) -> FunctionT:
+        _LIBRARY.define(name + infer_schema(function, mutates_args=mutates_args))
+        _LIBRARY.impl(name, function, "CompositeExplicitAutograd")
+        return cast(FunctionT, getattr(torch.ops.rankforge, name))
+
+    return register
+
+
+def _shape_of(name: str) -> Callable[[FunctionT], FunctionT]:
+    """Registers what an operator gives, as far as tracing is concerned."""
+    return cast(Callable[[FunctionT], FunctionT], register_fake(f"rankforge::{name}"))
+
+
+@_operator("attention", mutates_args=("k_cache", "v_cache"))
 def attention(
     q: Tensor,
     k: Tensor,
@@ -125,7 +146,7 @@ def _read(cache: Tensor, quantum: Tensor | None, block_table: Tensor) -> Tensor:
     return slots if quantum is None else slots * quantum
 
 
-@attention.register_fake
+@_shape_of("attention")
 def _(q: Tensor, *_others: object) -> Tensor:
     return torch.empty_like(q)
 
@@ -138,15 +159,15 @@ def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat([first * cos - second * sin, second * cos + first * sin, rest], dim=-1).to(x.dtype)
 
 
-rotate = custom_op("rankforge::rotate", rotated, mutates_args=())
+rotate = _operator("rotate")(rotated)
 
 
-@rotate.register_fake
+@_shape_of("rotate")
 def _(x: Tensor, _cos: Tensor, _sin: Tensor) -> Tensor:
     return torch.empty_like(x)
 
 
-@custom_op("rankforge::moe", mutates_args=())
+@_operator("moe")
 def moe(
     x: Tensor,
     logits: Tensor,
@@ -174,7 +195,7 @@ def moe(
     return out
 
 
-@moe.register_fake
+@_shape_of("moe")
 def _(x: Tensor, *_others: object) -> Tensor:
     return torch.empty_like(x)
 
@@ -188,7 +209,7 @@ def route(logits: Tensor, top_k: int, renormalize: bool) -> tuple[Tensor, Tensor
     return best, chosen
 
 
-@custom_op("rankforge::quantized_linear", mutates_args=())
+@_operator("quantized_linear")
 def quantized_linear(
     x: Tensor, weight: Tensor, scale: Tensor, zero: Tensor | None, bias: Tensor | None
 ) -> Tensor:
@@ -202,7 +223,7 @@ def quantized_linear(
     return F.linear(x, (wide * scale[..., None].to(x.dtype)).flatten(1), bias)
 
 
-@quantized_linear.register_fake
+@_shape_of("quantized_linear")
 def _(x: Tensor, weight: Tensor, *_others: object) -> Tensor:
     return x.new_empty(*x.shape[:-1], weight.shape[0])
 
@@ -234,24 +255,24 @@ def tensor_parallel(comm: Communicator) -> Iterator[None]:
         _tensor_parallel.reset(token)
 
 
-@custom_op("rankforge::all_reduce", mutates_args=())
+@_operator("all_reduce")
 def all_reduce(x: Tensor, ranks: int) -> Tensor:
     """The sum over the tensor parallel ranks."""
     return _tensor_parallel.get().all_reduce(x)
 
 
-@all_reduce.register_fake
+@_shape_of("all_reduce")
 def _(x: Tensor, _ranks: int) -> Tensor:
     return torch.empty_like(x)
 
 
-@custom_op("rankforge::all_gather", mutates_args=())
+@_operator("all_gather")
 def all_gather(x: Tensor, ranks: int) -> Tensor:
     """The tensor parallel ranks' tensors, side by side along the last dimension."""
     return _tensor_parallel.get().all_gather(x)
 
 
-@all_gather.register_fake
+@_shape_of("all_gather")
 def _(x: Tensor, ranks: int) -> Tensor:
     return x.new_empty(*x.shape[:-1], x.shape[-1] * ranks)
 

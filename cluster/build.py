@@ -7,23 +7,24 @@ import os
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from actors.build_worker import WHOLE, build_units
-from builders.checkpoint import check_file, read_manifest
 from builders.config_file import format_of, to_json
 from builders.engine_manifest import EngineManifest, Unit, read_engine, unit_folder
 from builders.errors import ArtifactError
 from builders.limits import Limits, check_limits
-from builders.store import Store, disk
+from builders.store import Pruned, Store, disk
 from builders.tensor_file import Written
 from builders.units import Plan
 from cluster.build_kinds import check_options, plan_of, workers_of
 from cluster.build_options import BuildOptions
+from cluster.build_source import Source, source_of
 from cluster.output import drafts_beside, place, real_place
 from cluster.progress import Reporter
+from cluster.values import size_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,22 +39,34 @@ class BuildResult:
     num_built: int
     """Units that were not in the store."""
     program_bytes: int
+    converted: bool
+    """A model was converted or made up first, and not found in the store."""
     seconds: Mapping[str, float]
     reused: bool
+    store: Pruned | None = None
+    """What --store_limit evicted and kept."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
-        return {**vars(self), "output_dir": str(self.output_dir)}
+        store = asdict(self.store) if self.store else None
+        return {**vars(self), "output_dir": str(self.output_dir), "store": store}
 
     def to_text(self) -> str:
         """One line, and one for the phases."""
+        evicted = self._evicted()
         if self.reused:
-            return f"{self.output_dir}: already there, key {self.key[:12]}"
+            return f"{self.output_dir}: already there, key {self.key[:12]}{evicted}"
         phases = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in self.seconds.items())
         return (
             f"{self.output_dir}: {self.num_ranks} ranks share {self.num_programs} sets of programs, "
-            f"{self.num_built} of {self.num_units} units built, key {self.key[:12]}\n{phases}"
+            f"{self.num_built} of {self.num_units} units built, key {self.key[:12]}\n{phases}{evicted}"
         )
+
+    def _evicted(self) -> str:
+        if self.store is None:
+            return ""
+        kept, freed = self.store.kept_bytes, self.store.freed_bytes
+        return f"\nstore: {len(self.store.evicted)} entries of {freed:,} bytes evicted, {kept:,} bytes kept"
 
 
 def limits_of(options: BuildOptions) -> Limits:
@@ -62,19 +75,27 @@ def limits_of(options: BuildOptions) -> Limits:
 
 
 def build(options: BuildOptions, report: Reporter) -> BuildResult:
-    """Export, build what the store lacks, assemble, publish."""
+    """Find or make the checkpoint, export, build what the store lacks, assemble, publish."""
     check_options(options)
-    clock = _Clock()
-    checkpoint = read_manifest(options.checkpoint_dir)
-    for written in checkpoint.ranks:
-        check_file(options.checkpoint_dir / written.name, written, verify=False)
-    limits = limits_of(options)
-    check_limits(limits, checkpoint.spec)
-    plan = plan_of(options, checkpoint, limits)
-    clock.phase("export")
+    clock, limits = _Clock(), limits_of(options)
+    bound = None if options.store_limit is None else size_bytes("--store_limit", options.store_limit)
+    store = Store(options.store_dir or real_place(options.output_dir).parent / ".rankforge-store")
+    with source_of(options, store, report) as source:
+        clock.phase("convert")
+        manifest, result = _build(options, limits, source, store, clock, report)
+        if bound is None:
+            return result
+        used = {source.entry or "", *(unit.key for unit in manifest.every_unit)}
+        return replace(result, store=store.prune(bound, keep=used))
 
+
+def _build(
+    options: BuildOptions, limits: Limits, source: Source, store: Store, clock: _Clock, report: Reporter
+) -> tuple[EngineManifest, BuildResult]:
     output = real_place(options.output_dir)
-    store = Store(options.store_dir or output.parent / ".rankforge-store")
+    check_limits(limits, source.manifest.spec)
+    plan = plan_of(options, source, limits)
+    clock.phase("export")
     report.start([WHOLE] * len(plan.units), f"build {options.output_dir}", "percent")
     before = {entry.key for entry in store.listing()}
     try:
@@ -84,15 +105,15 @@ def build(options: BuildOptions, report: Reporter) -> BuildResult:
     clock.phase("build")
 
     units = tuple(_unit(store, unit.recipe.key) for unit in plan.units)
-    manifest = plan.manifest(checkpoint, limits, units)
+    manifest = plan.manifest(source.manifest, limits, units)
     reused = _is_there(output, manifest, options)
     if not reused:
         with drafts_beside(output) as scratch, scratch.folder() as draft:
-            _assemble(draft, manifest, options.checkpoint_dir, store, holds_weights=plan.holds_weights)
+            _assemble(draft, manifest, source.folder, store, holds_weights=plan.holds_weights)
             if not place(draft, output, replace=options.overwrite):
                 reused = _is_there(output, manifest, options)
     clock.phase("publish")
-    return _result(options, manifest, plan, clock, before, reused)
+    return manifest, _result(options, manifest, plan, source, clock, before, reused)
 
 
 class _Clock:
@@ -134,7 +155,7 @@ def _is_there(output: Path, manifest: EngineManifest, options: BuildOptions) -> 
 
 
 def _assemble(
-    draft: Path, manifest: EngineManifest, checkpoint_dir: Path, store: Store, *, holds_weights: bool
+    draft: Path, manifest: EngineManifest, source: Path, store: Store, *, holds_weights: bool
 ) -> None:
     """Programs, weights unless they are in them, tokenizer, generation settings, and the manifest last."""
     for unit in manifest.every_unit:
@@ -143,12 +164,12 @@ def _assemble(
             folder.mkdir(parents=True)
             for written in unit.files:
                 _link(entry.path(written.name), folder / written.name)
-    weights = {written.name for written in manifest.checkpoint.ranks} if holds_weights else set()
-    for item in checkpoint_dir.iterdir():
-        if item.is_dir():
-            shutil.copytree(item, draft / item.name)
-        elif item.name not in weights | {"config.json"}:
-            _link(item, draft / item.name)
+    for weights in () if holds_weights else manifest.checkpoint.ranks:
+        _link(source / weights.name, draft / weights.name)
+    if (source / "tokenizer").is_dir():
+        shutil.copytree(source / "tokenizer", draft / "tokenizer", copy_function=shutil.copyfile)
+    if (source / "generation_config.json").is_file():
+        shutil.copyfile(source / "generation_config.json", draft / "generation_config.json")
     (draft / "config.json").write_text(json.dumps(to_json(manifest), indent=2) + "\n")
     disk.sync_folders(draft)
 
@@ -165,6 +186,7 @@ def _result(
     options: BuildOptions,
     manifest: EngineManifest,
     plan: Plan,
+    source: Source,
     clock: _Clock,
     before: set[str],
     reused: bool,
@@ -172,11 +194,12 @@ def _result(
     return BuildResult(
         output_dir=options.output_dir,
         key=manifest.key,
-        num_ranks=len(manifest.ranks),
+        num_ranks=sum(programs is not None for programs in manifest.ranks),
         num_programs=plan.num_programs,
         num_units=len(plan.units),
         num_built=sum(unit.key not in before for unit in manifest.every_unit),
         program_bytes=sum(file.num_bytes for unit in manifest.every_unit for file in unit.files),
+        converted=source.converted,
         seconds=clock.seconds,
         reused=reused,
     )

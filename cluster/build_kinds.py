@@ -6,16 +6,16 @@ import os
 from collections.abc import Callable, Mapping
 
 from builders.build import plan_build
-from builders.checkpoint import Manifest
 from builders.errors import EngineError
 from builders.limits import Limits
 from builders.units import Plan
 from cluster.build_options import TARGETS, BuildOptions
+from cluster.build_source import Source, wanted_ranks
 
 
-def plan_of(options: BuildOptions, checkpoint: Manifest, limits: Limits) -> Plan:
+def plan_of(options: BuildOptions, source: Source, limits: Limits) -> Plan:
     """What is to be built for an engine of the kind that the options name."""
-    return _PLANS[options.engine](options, checkpoint, limits)
+    return _PLANS[options.engine](options, source, limits)
 
 
 def target_of(options: BuildOptions) -> str:
@@ -32,24 +32,26 @@ def workers_of(options: BuildOptions) -> int:
 _CUDA = frozenset(TARGETS["torch"]) - {"cpu"}
 
 
-def _torch(options: BuildOptions, checkpoint: Manifest, limits: Limits) -> Plan:
+def _torch(options: BuildOptions, source: Source, limits: Limits) -> Plan:
+    checkpoint, only = source.manifest, wanted_ranks(options, source.manifest.mapping)
     if target_of(options) == "cpu":
-        return plan_build(checkpoint, limits, compiled=not options.no_compile)
+        return plan_build(checkpoint, limits, compiled=not options.no_compile, only=only)
     from builders.cuda.plans import plan_cuda
     from builders.cuda.target import choose_target
 
-    return plan_cuda(checkpoint, limits, choose_target(target_of(options)))
+    return plan_cuda(checkpoint, limits, choose_target(target_of(options)), only=only)
 
 
-def _tensorrt(options: BuildOptions, checkpoint: Manifest, limits: Limits) -> Plan:
+def _tensorrt(options: BuildOptions, source: Source, limits: Limits) -> Plan:
     from builders.trt.plans import plan_plans
     from builders.trt.target import choose_target
 
     target = choose_target(target_of(options), options.trt_library)
-    return plan_plans(checkpoint, options.checkpoint_dir, limits, target, strip=options.strip_plan)
+    only = wanted_ranks(options, source.manifest.mapping)
+    return plan_plans(source.manifest, source.folder, limits, target, strip=options.strip_plan, only=only)
 
 
-_PLANS: Mapping[str, Callable[[BuildOptions, Manifest, Limits], Plan]] = {
+_PLANS: Mapping[str, Callable[[BuildOptions, Source, Limits], Plan]] = {
     "torch": _torch,
     "tensorrt": _tensorrt,
 }
@@ -62,17 +64,19 @@ def check_options(options: BuildOptions) -> None:
             f"--target={options.target}: not a target of --engine {options.engine}; "
             f"its targets are {', '.join(TARGETS[options.engine])}"
         )
+    if options.no_compile and options.engine == "torch" and target_of(options) != "cpu":
+        raise EngineError(
+            f"--no_compile: --target {options.target} takes compiled kernels; "
+            "leave it out, or use --target cpu"
+        )
+    if options.no_weights and options.engine == "tensorrt" and not options.strip_plan:
+        raise EngineError("--no_weights: TensorRT plans hold their weights; add --strip_plan")
     for name, kind in _OF_ONE_KIND.items():
         if (
             getattr(options, name) != BuildOptions.__dataclass_fields__[name].default
             and kind != options.engine
         ):
             raise EngineError(f"--{name}: only for --engine {kind}; leave it out, or add --engine {kind}")
-    if options.no_compile and target_of(options) != "cpu":
-        raise EngineError(
-            f"--no_compile: --target {options.target} takes compiled kernels; "
-            "leave it out, or use --target cpu"
-        )
 
 
 _OF_ONE_KIND: Mapping[str, str] = {"no_compile": "torch", "strip_plan": "tensorrt", "trt_library": "tensorrt"}

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Literal
 
 from builders.limits import Limits
-from cluster.options import option
+from cluster.convert_options import SOURCE, CheckpointOptions, ConvertOptions
+from cluster.options import option, optional
 
 _ENGINE, _LIMITS, _OUTPUT = "Engine", "Limits", "Output"
 
@@ -22,10 +23,29 @@ _BY_KIND = "; ".join(f"{kind}: {', '.join(targets)}" for kind, targets in TARGET
 
 
 @dataclass(frozen=True, kw_only=True)
-class BuildOptions:
-    """What to build, for what, and where to put it."""
+class BuildOptions(CheckpointOptions):
+    """What to build, for what, and where to put it; the layout is for a model that is converted first."""
 
-    checkpoint_dir: Path = option(help="A checkpoint that `rankforge convert` made.", group=_ENGINE)
+    checkpoint_dir: Path | None = option(
+        None, help="A checkpoint that `rankforge convert` made; this, a model or a configuration.",
+        group=SOURCE,
+    )  # fmt: skip
+    model_dir: str | None = optional(ConvertOptions, "model_dir")
+    model_config: str | None = option(
+        None,
+        help="A config.json alone, Hugging Face's or the older TensorRT-LLM checkpoint's, or one that ships "
+        "with rankforge (gpt_175b, gpt_530b): weights are made up at random.",
+        group=SOURCE,
+    )
+    no_weights: bool = option(
+        False,
+        help="Programs only, whatever the model's size. Build again from the model's checkpoint when it is "
+        "there: its weights are linked, and the programs are found in the store.",
+        group=SOURCE,
+    )
+    ranks: str | None = option(
+        None, help="Build these ranks alone, such as 0 or 0,2-3; all by default.", group=_ENGINE
+    )
     output_dir: Path = option(help="Folder for the engine; it appears whole or not at all.", group=_OUTPUT)
     engine: Literal["torch", "tensorrt"] = option("torch", help="The kind of engine.", group=_ENGINE)
     target: str | None = option(
@@ -60,13 +80,20 @@ class BuildOptions:
     )
     workers: int | None = option(
         None,
-        help="Processes that build at the same time; for CUDA targets one for every core by default, else 1.",
+        help="Processes that convert ranks, then build, at the same time; one by default, and one for every "
+        "core where kernels for CUDA are compiled.",
         group=_OUTPUT,
         least=1,
     )
     store_dir: Path | None = option(
         None,
-        help="Where built programs are kept and found again; beside the engine by default.",
+        help="Where programs and converted models are kept and found again; beside the engine by default.",
+        group=_OUTPUT,
+    )
+    store_limit: str | None = option(
+        None,
+        help="Afterwards, evict the least recently used of the store beyond this, such as 200GB. What is "
+        "pinned, and what this build used, stays.",
         group=_OUTPUT,
     )
     overwrite: bool = option(False, help="Replace another engine in the output folder.", group=_OUTPUT)

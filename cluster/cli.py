@@ -20,7 +20,7 @@ from cluster.demo_options import DemoOptions
 from cluster.inspect_options import InspectOptions
 from cluster.options import command
 from cluster.progress import stderr_reporter
-from cluster.store_options import PruneOptions, StoreOptions
+from cluster.store_options import PinOptions, PruneOptions, StoreOptions
 
 app = typer.Typer(
     name="rankforge",
@@ -61,7 +61,7 @@ def convert(options: ConvertOptions) -> None:
 
 @command(app, BuildOptions, name="build")
 def build(options: BuildOptions) -> None:
-    """Build one engine per rank from a converted checkpoint; what was built before is found again."""
+    """Build one engine per rank from a checkpoint, a model or a configuration; nothing is made twice."""
     from cluster.build import build as run
 
     result = run(options, stderr_reporter(as_json=options.json))
@@ -126,6 +126,22 @@ def store_prune(options: PruneOptions) -> None:
     done = prune(options.store_dir, options.max_bytes)
     text = f"evicted {len(done['evicted'])} entries of {done['freed_bytes']} bytes, kept {done['kept_bytes']}"
     _print(done, text, as_json=options.json)
+
+
+@command(store, PinOptions, name="pin")
+def store_pin(options: PinOptions) -> None:
+    """Keep an entry, whatever is pruned and whatever limit a build has."""
+    from cluster.store import pin
+
+    print(f"pinned {pin(options.store_dir, options.key)}")
+
+
+@command(store, PinOptions, name="unpin")
+def store_unpin(options: PinOptions) -> None:
+    """Let an entry be pruned again."""
+    from cluster.store import unpin
+
+    print(f"unpinned {unpin(options.store_dir, options.key)}")
 
 
 @command(app, DemoOptions, name="demo")

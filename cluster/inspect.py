@@ -15,7 +15,7 @@ from builders.mapping import padded_vocab, rank_shape
 from builders.memory import cache_bytes_per_token
 from builders.sources.stored import index_file
 from builders.tensor_file import NAMES
-from cluster.convert import rank_sizes
+from cluster.checkpoints import rank_sizes
 
 
 def inspect(folder: Path, *, verify: bool) -> dict[str, Any]:
@@ -27,7 +27,7 @@ def inspect(folder: Path, *, verify: bool) -> dict[str, Any]:
         "kind": "checkpoint",
         "key": manifest.key,
         "dtype": manifest.dtype,
-        "weights": "files" if manifest.ranks else f"random, seed {manifest.random_seed}",
+        "weights": weights_of(manifest),
         "verified": verify,
         "spec": manifest.spec.to_json(),
         "mapping": {
@@ -35,13 +35,26 @@ def inspect(folder: Path, *, verify: bool) -> dict[str, Any]:
             "world_size": manifest.mapping.world_size,
             "padded_vocab": padded_vocab(manifest.spec, manifest.mapping),
         },
-        "ranks": [_rank(folder, manifest, rank) for rank in range(manifest.mapping.world_size)],
+        "ranks": [
+            _rank(folder, manifest, rank, num_bytes) for rank, num_bytes in enumerate(rank_sizes(manifest))
+        ],
         "source": asdict(manifest.source),
         "tokenizer": sorted(file.name for file in (folder / "tokenizer").glob("*")),
     }
 
 
-def _rank(folder: Path, manifest: Manifest, rank: int) -> dict[str, Any]:
+def weights_of(manifest: Manifest) -> str:
+    """Where weights come from: rank files, made up on loading, or nowhere."""
+    if manifest.held == ():
+        return "none, programs only"
+    origin = "" if manifest.random_seed is None else f"random, seed {manifest.random_seed}"
+    if not manifest.ranks:
+        return origin
+    some = "" if len(manifest.ranks) == manifest.mapping.world_size else f" of ranks {manifest.held}"
+    return f"files{some}" + (f", {origin}" if origin else "")
+
+
+def _rank(folder: Path, manifest: Manifest, rank: int, weight_bytes: int) -> dict[str, Any]:
     shape = rank_shape(manifest.spec, manifest.mapping, rank)
     return {
         "rank": rank,
@@ -50,9 +63,11 @@ def _rank(folder: Path, manifest: Manifest, rank: int) -> dict[str, Any]:
         "heads": shape.num_heads,
         "kv_heads": shape.num_kv_heads,
         "experts": shape.num_experts,
-        "weight_bytes": rank_sizes(manifest)[rank],
+        "weight_bytes": weight_bytes,
         "kv_bytes_per_token": cache_bytes_per_token(manifest, rank),
-        "tensors_by_dtype": _dtypes(folder / manifest.ranks[rank].name) if manifest.ranks else {},
+        "tensors_by_dtype": _dtypes(folder / manifest.rank_file(rank).name)
+        if rank in manifest.stored_ranks
+        else {},
     }
 
 

@@ -11,8 +11,8 @@ from rich.table import Table
 
 from builders.engine_manifest import EngineManifest, check_unit, read_engine
 from builders.memory import cache_bytes_per_token
-from cluster.convert import rank_sizes
-from cluster.inspect import size
+from cluster.checkpoints import rank_sizes
+from cluster.inspect import size, weights_of
 from cluster.inspect_kinds import of_kind, row_of_kind, tensors_of_kind
 
 
@@ -22,13 +22,13 @@ def inspect_engine(folder: Path, *, verify: bool) -> dict[str, Any]:
     for unit in engine.every_unit if verify else ():
         check_unit(folder, unit)
     kind = of_kind(folder, engine)
-    world = range(engine.checkpoint.mapping.world_size)
+    sizes = rank_sizes(engine.checkpoint)
     return {
         "kind": f"{engine.kind} engine",
         "key": engine.key,
         "target": engine.target,
         **kind.facts,
-        "runs_here": f"no: {kind.obstacle}" if kind.obstacle else "yes",
+        "runs_here": _runs_here(engine, kind.obstacle),
         "limits": asdict(engine.limits),
         "model": engine.checkpoint.spec.to_json(),
         "mapping": asdict(engine.checkpoint.mapping),
@@ -36,13 +36,23 @@ def inspect_engine(folder: Path, *, verify: bool) -> dict[str, Any]:
             {"key": unit.key, "num_bytes": sum(file.num_bytes for file in unit.files)}
             for unit in engine.every_unit
         ],
-        "ranks": [{**_rank(engine, rank), "workspace_bytes": kind.workspace_bytes[rank]} for rank in world],
+        "weights": weights_of(engine.checkpoint),
+        "ranks": [
+            {**_rank(engine, rank, num_bytes), "workspace_bytes": kind.workspace_bytes[rank]}
+            for rank, num_bytes in enumerate(sizes)
+        ],
         "versions": dict(engine.versions),
         "verified": verify,
     }
 
 
-def _rank(engine: EngineManifest, rank: int) -> dict[str, Any]:
+def _runs_here(engine: EngineManifest, obstacle: str | None) -> str:
+    if engine.checkpoint.held == ():
+        return "no: it holds programs only; build again from the checkpoint to link its weights"
+    return f"no: {obstacle}" if obstacle else "yes"
+
+
+def _rank(engine: EngineManifest, rank: int, weights: int) -> dict[str, Any]:
     limits, per_token = engine.limits, cache_bytes_per_token(engine.checkpoint, rank)
     return {
         "rank": rank,
@@ -61,6 +71,7 @@ def show_engine(found: dict[str, Any], console: Console) -> None:
         "runs here": found["runs_here"],
         "model": f"{model['family']}, {model['num_layers']} layers of width {model['hidden_size']}",
         "layout": f"tp {mapping['tp_size']} · pp {mapping['pp_size']} · ep {mapping['ep_size']}",
+        "weights": found["weights"],
         "limits": ", ".join(f"{name} {value}" for name, value in found["limits"].items()),
         "programs": f"{len(found['units'])} units, {size(sum(unit['num_bytes'] for unit in found['units']))}",
         "versions": ", ".join(f"{name} {number}" for name, number in found["versions"].items()),
@@ -79,5 +90,7 @@ def _ranks(ranks: list[dict[str, Any]]) -> Table:
     for rank in ranks:
         names = ("weight_bytes", "cache_bytes_per_token", "full_cache_bytes", "workspace_bytes")
         sizes = ("unknown" if rank[name] is None else size(rank[name]) for name in names)
-        table.add_row(str(rank["rank"]), str(rank["programs"]), *sizes)
+        table.add_row(
+            str(rank["rank"]), "not built" if rank["programs"] is None else str(rank["programs"]), *sizes
+        )
     return table

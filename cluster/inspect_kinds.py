@@ -78,7 +78,7 @@ def _plan(folder: Path, engine: TrtManifest) -> OfKind:
             ],
         },
         obstacle=obstacle(engine),
-        workspace_bytes=[plans[unit].activation_bytes for unit in engine.ranks],
+        workspace_bytes=[None if unit is None else plans[unit].activation_bytes for unit in engine.ranks],
     )
 
 

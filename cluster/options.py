@@ -26,6 +26,17 @@ def option(
     return dataclasses.field(default=default, metadata=metadata)
 
 
+def optional(options: type[Any], name: str) -> Any:
+    """An option that another command requires and this one does not: its one declaration is there."""
+    (found,) = (field for field in declared(options) if field.name == name)
+    return dataclasses.field(default=None, metadata=found.metadata)
+
+
+def given() -> Any:
+    """A field that hears which options stood on the command line; no option itself."""
+    return dataclasses.field(default=frozenset(), metadata={"given": True})
+
+
 def argument(*, help: str) -> Any:
     """A field that is given by its place, not by a name."""
     return dataclasses.field(metadata={"help": help, "positional": True})
@@ -36,21 +47,36 @@ def command(app: typer.Typer, options: type[Any], **settings: Any) -> Callable[[
 
     def register(function: Callable[[Any], None]) -> None:
         @functools.wraps(function)
-        def run(**values: Any) -> None:
-            function(options(**values))
+        def run(context: typer.Context, **values: Any) -> None:
+            function(options(**values, **_heard(options, context)))
 
-        run.__signature__ = inspect.Signature(parameters(options))  # type: ignore[attr-defined]
+        context_first = inspect.Parameter("context", _BY_NAME, annotation=typer.Context)
+        signature = inspect.Signature([context_first, *parameters(options)])
+        run.__signature__ = signature  # type: ignore[attr-defined]
         run.__annotations__ = {}
-        context = {"token_normalize_func": normalize, "help_option_names": ["-h", "--help"]}
-        app.command(cls=Command, context_settings=context, **settings)(run)
+        shared = {"token_normalize_func": normalize, "help_option_names": ["-h", "--help"]}
+        app.command(cls=Command, context_settings=shared, **settings)(run)
 
     return register
 
 
+def _heard(options: type[Any], context: typer.Context) -> dict[str, frozenset[str]]:
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    written = frozenset(name for name, source in sources.items() if source and source.name == "COMMANDLINE")
+    return {field.name: written for field in dataclasses.fields(options) if field.metadata.get("given")}
+
+
+def declared(options: type[Any]) -> list[dataclasses.Field[Any]]:
+    """The fields that are options or arguments."""
+    return [field for field in dataclasses.fields(options) if not field.metadata.get("given")]
+
+
 def parameters(options: type[Any]) -> Sequence[inspect.Parameter]:
-    """One keyword parameter a field, as Typer reads them."""
+    """One keyword parameter a field, as Typer reads them; required ones come first."""
     hints = typing.get_type_hints(options)
-    return [_parameter(field, hints[field.name]) for field in dataclasses.fields(options)]
+    missing = (dataclasses.MISSING, dataclasses.MISSING)
+    fields = sorted(declared(options), key=lambda field: (field.default, field.default_factory) != missing)
+    return [_parameter(field, hints[field.name]) for field in fields]
 
 
 def _parameter(field: dataclasses.Field[Any], hint: Any) -> inspect.Parameter:
@@ -60,10 +86,10 @@ def _parameter(field: dataclasses.Field[Any], hint: Any) -> inspect.Parameter:
     else:
         metavar = _METAVARS.get(hint)
         info = typer.Option(f"--{field.name}", metavar=metavar, show_default=_has_default(field), **settings)
-    return inspect.Parameter(
-        field.name, inspect.Parameter.KEYWORD_ONLY, default=_default(field), annotation=Annotated[hint, info]
-    )
+    return inspect.Parameter(field.name, _BY_NAME, default=_default(field), annotation=Annotated[hint, info])
 
+
+_BY_NAME = inspect.Parameter.KEYWORD_ONLY
 
 _METAVARS: Mapping[Any, str] = {
     bool: "",

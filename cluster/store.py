@@ -10,9 +10,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from builders.errors import ArtifactError
+from builders.errors import ArtifactError, UserError
 from builders.store import Store
 from cluster.inspect import size
+from cluster.values import size_bytes
 
 
 def listing(folder: Path) -> list[dict[str, Any]]:
@@ -48,9 +49,35 @@ def verify(folder: Path) -> dict[str, list[str]]:
     return _open(folder).verify()
 
 
-def prune(folder: Path, max_bytes: int) -> dict[str, Any]:
+def prune(folder: Path, max_bytes: str) -> dict[str, Any]:
     """Evict until the rest fits."""
-    return asdict(_open(folder).prune(max_bytes))
+    bound = size_bytes("--max_bytes", max_bytes)
+    return asdict(_open(folder).prune(bound))
+
+
+def pin(folder: Path, key: str) -> str:
+    """Keep an entry whatever is pruned; its whole key."""
+    store = _open(folder)
+    key = _whole(store, key)
+    store.pin(key)
+    return key
+
+
+def unpin(folder: Path, key: str) -> str:
+    """Let an entry be pruned again; its whole key."""
+    store = _open(folder)
+    key = _whole(store, key)
+    store.unpin(key)
+    return key
+
+
+def _whole(store: Store, start: str) -> str:
+    """The one key that starts so."""
+    found = [entry.key for entry in store.listing() if entry.key.startswith(start)] if start else []
+    if len(found) != 1:
+        what = f"{len(found)} entries start so; give more of the key" if found else "no entry starts so"
+        raise UserError(f"{start!r}: {what}; `rankforge store list --store_dir {store.root}` shows them")
+    return found[0]
 
 
 def _open(folder: Path) -> Store:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -89,9 +89,11 @@ class CudaPlan:
         )
 
 
-def plan_cuda(checkpoint: Manifest, limits: Limits, target: Target) -> CudaPlan:
+def plan_cuda(
+    checkpoint: Manifest, limits: Limits, target: Target, *, only: Collection[int] | None = None
+) -> CudaPlan:
     """Programs of every rank, and one kernel for every site and number of rows, whatever the depth."""
-    programs = plan_build(checkpoint, limits, compiled=False, rewritten=fused)
+    programs = plan_build(checkpoint, limits, compiled=False, only=only, rewritten=fused)
     kernels: dict[str, KernelUnit] = {}
     for site, rows in _places([unit.program for unit in programs.units], limits):
         unit = KernelUnit(plan=plan_kernel(site, rows, limits, target))

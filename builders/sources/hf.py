@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from builders.errors import ConfigError, SourceError
-from builders.families import from_transformers
+from builders.families import from_transformers, tensorrt_llm
 from builders.sources.opened import Opened
 from builders.sources.stored import Index, Stored, index_file
 
@@ -107,8 +107,11 @@ def open_folder(folder: Path, *, ignored: Collection[str] = (), config_only: boo
 
 
 def open_config(file: Path, *, ignored: Collection[str] = ()) -> Opened:
-    """Understand a configuration alone, for weights made up at random."""
+    """Understand a configuration alone, Hugging Face's or the older TensorRT-LLM checkpoint's."""
     values = read_json(file)
+    if "architecture" in values:
+        spec, dtype, layout = tensorrt_llm.read_config(values, frozenset(ignored))
+        return Opened(family=tensorrt_llm.FAMILY, spec=spec, dtype=dtype, layout=layout, index={})
     family, spec = from_transformers(values, ignored)
     return Opened(family=family, spec=spec, dtype=_dtype(values), index={})
 

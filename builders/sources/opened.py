@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from builders.errors import SourceError
 from builders.families.view import Family
+from builders.mapping import Mapping as RankMapping
 from builders.sources.stored import Index
 from builders.spec import ModelSpec
+
+
+class Identity(NamedTuple):
+    """Changes whenever a file's content does: no program can set the time of its last change."""
+
+    num_bytes: int
+    inode: int
+    changed_ns: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +32,8 @@ class Opened:
     """Empty where only a configuration was asked for."""
     root: Path = Path()
     """The folder that the files are named from."""
+    before: Mapping[str, Identity] = field(default_factory=dict)
+    """Of its files, by name, from before it was opened."""
     weights: Sequence[Path] = ()
     """The files that decide the weights; their hashes go into the content key."""
     tokenizer: Sequence[Path] = ()
@@ -30,6 +42,8 @@ class Opened:
     """generation_config.json, where the source has one."""
     dtype: str | None = None
     """What the configuration says; only asked where there are no weights."""
+    layout: RankMapping | None = None
+    """The ranks that the configuration was written for, where it says so."""
 
 
 def open_source(

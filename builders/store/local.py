@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -116,7 +116,7 @@ class Store:
                 yield draft
                 draft.published = self._seal(draft, recipe)
         if self.max_bytes is not None:
-            upkeep.shrink(self._shelf, self.max_bytes, keep=recipe.key)
+            upkeep.shrink(self._shelf, self.max_bytes, keep=(recipe.key,))
 
     def _seal(self, draft: Draft, recipe: Recipe) -> Entry:
         manifest = describe(draft.path, recipe, draft.metadata)
@@ -146,10 +146,13 @@ class Store:
         """Evict one entry, damaged or not; False if it is pinned, in use or not there."""
         return self._shelf.evict(key)
 
-    def prune(self, max_bytes: int | None = None) -> Pruned:
-        """Delete what dead processes left, then evict the least recently used beyond the bound."""
+    def prune(self, max_bytes: int | None = None, *, keep: Collection[str] = ()) -> Pruned:
+        """Delete what dead processes left, then evict the least recently used beyond the bound.
+
+        What is pinned, in use, or among `keep` stays.
+        """
         self._scratch.sweep()
-        return upkeep.shrink(self._shelf, self.max_bytes if max_bytes is None else max_bytes)
+        return upkeep.shrink(self._shelf, self.max_bytes if max_bytes is None else max_bytes, keep)
 
     def listing(self) -> list[Listed]:
         """Every entry, refused ones included, by key."""

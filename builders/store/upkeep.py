@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from builders.errors import ArtifactError
@@ -33,15 +34,15 @@ class Pruned:
     kept_bytes: int
 
 
-def shrink(shelf: Shelf, max_bytes: int | None, keep: str = "") -> Pruned:
-    """Evict in the order of last use until the bound holds; without a bound, count only."""
+def shrink(shelf: Shelf, max_bytes: int | None, keep: Collection[str] = ()) -> Pruned:
+    """Evict in the order of last use until the bound holds, but not `keep`; without a bound, count only."""
     listed = sorted(listing(shelf), key=lambda item: item.last_used_s)
     total = kept = sum(item.size_bytes for item in listed)
     evicted = []
     for item in listed:
         if max_bytes is None or kept <= max_bytes:
             break
-        if item.key != keep and shelf.evict(item.key):
+        if item.key not in keep and shelf.evict(item.key):
             evicted.append(item.key)
             kept -= item.size_bytes
     return Pruned(evicted=tuple(evicted), freed_bytes=total - kept, kept_bytes=kept)

@@ -8,7 +8,7 @@ from typing import Any
 
 from builders.checkpoint import rank_tensors
 from builders.constants import rank_constants
-from builders.engine_manifest import TrtManifest, unit_file
+from builders.engine_manifest import TrtManifest, held_program, unit_file
 from builders.errors import EngineError
 from builders.mapping import rank_shape
 from builders.trt.device import DeviceExecutor
@@ -45,7 +45,7 @@ def load_plan(folder: Path, manifest: TrtManifest, rank: int, *, num_blocks: int
 
 def load_on(trt: Any, folder: Path, manifest: TrtManifest, rank: int, *, device: str) -> TrtEngine:
     """One rank, with the library and the device that are to run it."""
-    unit = manifest.units[manifest.ranks[rank]]
+    unit = manifest.units[held_program(folder, manifest, rank)]
     checkpoint = manifest.checkpoint
     shape = rank_shape(checkpoint.spec, checkpoint.mapping, rank)
     names = read_facts(folder, unit).weight_inputs

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -74,8 +74,8 @@ class TrtPlan:
     target: Target
     stripped: bool
     units: tuple[PlanUnit, ...]
-    ranks: tuple[int, ...]
-    """For every rank, which of the units is its plan."""
+    ranks: tuple[int | None, ...]
+    """For every rank, which of the units is its plan; None for a rank that is left out."""
 
     @property
     def num_programs(self) -> int:
@@ -103,12 +103,23 @@ class TrtPlan:
         )
 
 
-def plan_plans(checkpoint: Manifest, folder: Path, limits: Limits, target: Target, *, strip: bool) -> TrtPlan:
+def plan_plans(
+    checkpoint: Manifest,
+    folder: Path,
+    limits: Limits,
+    target: Target,
+    *,
+    strip: bool,
+    only: Collection[int] | None = None,
+) -> TrtPlan:
     """Export one rank of every shape; without weights, ranks of equal shape share a plan."""
     graphs: dict[Any, Graphs] = {}
     units: dict[str, PlanUnit] = {}
-    ranks = []
+    ranks: list[int | None] = []
     for rank in range(checkpoint.mapping.world_size):
+        if only is not None and rank not in only:
+            ranks.append(None)
+            continue
         shape = program_shape(checkpoint, rank)
         if shape not in graphs:
             graphs[shape] = _exported(checkpoint, rank)
@@ -165,9 +176,9 @@ def _hashes(graphs: Graphs) -> dict[str, Any]:
 def _weights_of(checkpoint: Manifest, rank: int) -> dict[str, Any]:
     """What decides the weights and constants of a rank."""
     decided = {"mapping": asdict(checkpoint.mapping), "rank": rank}
-    if checkpoint.random_seed is not None:
+    if checkpoint.random_seed is not None and checkpoint.held is None:
         return {**decided, "random_seed": checkpoint.random_seed}
-    return {**decided, "sha256": checkpoint.ranks[rank].sha256}
+    return {**decided, "sha256": checkpoint.rank_file(rank).sha256}
 
 
 EXECUTION = ("batches", "device", "load", "runtime")

@@ -11,9 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from builders.errors import LayoutError
+from builders.families import from_transformers
 from builders.mapping import Mapping, check_mapping, padded_vocab, rank_shape, stage_layers, tp_sizes
 from builders.spec import ModelSpec
 from tests.strategies import is_legal, mappings, quick, specs, spread_models
+
+LLAMA = from_transformers({"model_type": "llama"})[1]
 
 
 @quick
@@ -98,3 +101,27 @@ def test_sizes_are_at_least_one(name: str, size: int) -> None:
 def test_experts_are_spread_over_the_tensor_parallel_ranks() -> None:
     with pytest.raises(LayoutError, match=r"--ep_size=3: .* sizes that work: 1, 2, 4$"):
         Mapping(tp_size=4, ep_size=3)
+
+
+@quick
+@given(st.integers(1, 5000))
+def test_tp_sizes_are_the_divisors_in_order(heads: int) -> None:
+    spec = dataclasses.replace(
+        LLAMA, num_heads=heads, num_kv_heads=heads, intermediate_size=heads, vocab_size=heads
+    )
+    assert tp_sizes(spec, Mapping()) == [size for size in range(1, heads + 1) if heads % size == 0]
+
+
+@pytest.mark.parametrize("name", ["tp_size", "pp_size", "ep_size"])
+@pytest.mark.parametrize("size", [2**20 + 1, 10**12, 10**30])
+def test_sizes_out_of_reach_are_refused_at_once(name: str, size: int) -> None:
+    """Trying every number up to them would take from seconds to for ever."""
+    with pytest.raises(LayoutError, match=f"^--{name}={size}: must be at most 1048576$"):
+        Mapping(**{"ep_size": 7, name: size})
+
+
+def test_many_heads_are_divided_at_once() -> None:
+    """Trying every number up to the heads would take hours."""
+    spec = dataclasses.replace(LLAMA, num_heads=10**12, num_kv_heads=10**12, vocab_size=10**12)
+    with pytest.raises(LayoutError, match="sizes that work: 1, 2, 4"):
+        check_mapping(spec, Mapping(tp_size=3))

@@ -26,10 +26,12 @@ from tests.cluster.test_cli import rankforge
 from tests.cluster.test_convert import content, go
 from tests.tiny import save_llama
 
+SILENT = LineReporter(io.StringIO(), as_json=False)
+
 
 def make(checkpoint: Path, out: Path, **changes: Any) -> BuildResult:
     options = BuildOptions(checkpoint_dir=checkpoint, output_dir=out, **{"no_compile": True, **changes})
-    return build(options, LineReporter(io.StringIO(), as_json=False))
+    return build(options, SILENT)
 
 
 @pytest.fixture
@@ -132,7 +134,7 @@ def test_store_lists_verifies_and_prunes(checkpoint: Path, tmp_path: Path) -> No
     file.chmod(0o644)
     file.write_text(file.read_text().replace("aten", "atem"))
     assert sum(map(bool, verify(store).values())) == 1
-    assert len(prune(store, 0)["evicted"]) == 4 and listing(store) == []
+    assert len(prune(store, "0")["evicted"]) == 4 and listing(store) == []
 
 
 def test_commands_from_the_shell(checkpoint: Path, tmp_path: Path) -> None:

@@ -226,8 +226,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"no_compile": True}, "--no_compile: only for --engine torch"),
     ({"max_seq_len": 40}, "--max_seq_len=40: a slot of the cache must begin"),
     (
-        {"engine": "torch", "target": "current"},
-        "--target=current: not a target of --engine torch; its targets",
+        {"engine": "torch", "target": "sm75"},
+        "--target=sm75: not a target of --engine torch; its targets are cpu",
     ),
     ({"engine": "torch", "target": "cpu", "strip_plan": True}, "--strip_plan: only for --engine tensorrt"),
     (

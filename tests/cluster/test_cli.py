@@ -174,6 +174,7 @@ def test_installing_completion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     [
         ("con", ["convert"]),
         ("convert --tp", ["--tp_size"]),
+        ("build --tp-", ["--tp-size"]),
         ("build --tokens-per", ["--tokens-per-block"]),
         ("build --tokens_per", ["--tokens_per_block"]),
         ("convert --use-par", ["--use-parallel-embedding"]),
@@ -254,3 +255,11 @@ def test_demo(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
     assert "the same tokens" in result.stdout
     assert (tmp_path / "tp2pp2" / "rank3.safetensors").is_file()
+
+
+@pytest.mark.parametrize("command", ["convert", "build"])
+@pytest.mark.parametrize("option", ["--tp-size", "--pp_size", "--ep_size"])
+def test_sizes_out_of_reach_are_one_line(command: str, option: str, tmp_path: Path) -> None:
+    model = save_llama(tmp_path / "model")
+    args = (command, "--model_dir", model, "--output_dir", tmp_path / "out", option, 10**12)
+    assert "=1000000000000: must be at most" in one_line_error(rankforge(*args))

@@ -15,10 +15,10 @@ from cluster.build_options import BuildOptions
 from cluster.convert_options import ConvertOptions
 from cluster.demo_options import DemoOptions
 from cluster.inspect_options import InspectOptions
-from cluster.options import command, option
-from cluster.store_options import PruneOptions, StoreOptions
+from cluster.options import command, declared, given, option, optional
+from cluster.store_options import PinOptions, PruneOptions, StoreOptions
 
-ALL = (ConvertOptions, BuildOptions, InspectOptions, StoreOptions, PruneOptions, DemoOptions)
+ALL = (ConvertOptions, BuildOptions, InspectOptions, StoreOptions, PruneOptions, PinOptions, DemoOptions)
 SAMPLES: dict[Any, list[str]] = {
     bool: [],
     int: ["1"],
@@ -31,10 +31,7 @@ SAMPLES: dict[Any, list[str]] = {
 }
 """What may follow an option of each type; a choice takes its last."""
 NAMED = [
-    (options, field)
-    for options in ALL
-    for field in dataclasses.fields(options)
-    if not field.metadata.get("positional")
+    (options, field) for options in ALL for field in declared(options) if not field.metadata.get("positional")
 ]
 
 
@@ -45,6 +42,14 @@ class Sizes:
     tp_size: int = option(1, help="Ranks.", least=1)
     dry_run: bool = option(False, help="Do nothing.")
     skip_field: list[str] = option([], help="Names.")
+    given: frozenset[str] = given()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Lenient:
+    """Another command's required option, which this one can do without."""
+
+    model_dir: str | None = optional(ConvertOptions, "model_dir")
 
 
 def run(*args: str) -> tuple[int, list[Sizes]]:
@@ -56,7 +61,19 @@ def run(*args: str) -> tuple[int, list[Sizes]]:
 
 @pytest.mark.parametrize("spelling", ["--tp_size", "--tp-size"])
 def test_dash_and_underscore_are_one(spelling: str) -> None:
-    assert run(spelling, "4", "--dry-run") == (0, [Sizes(tp_size=4, dry_run=True)])
+    code, (sizes,) = run(spelling, "4", "--dry-run")
+    assert (code, sizes.tp_size, sizes.dry_run) == (0, 4, True)
+
+
+def test_what_was_given_is_known_even_where_it_changes_nothing() -> None:
+    assert run("--tp-size", "1", "--skip_field", "a")[1][0].given == {"tp_size", "skip_field"}
+    assert run()[1][0].given == set()
+
+
+def test_an_option_of_another_command_may_be_left_out() -> None:
+    assert parse(Lenient, []) == [Lenient()] and parse(Lenient, ["--model_dir", "x"])[0].model_dir == "x"
+    (field,) = dataclasses.fields(Lenient)
+    assert field.metadata["help"].startswith("Hugging Face id")
 
 
 def parse(options: type[Any], args: list[str]) -> list[Any]:
@@ -71,7 +88,7 @@ def parse(options: type[Any], args: list[str]) -> list[Any]:
 def required(options: type[Any], but: str) -> list[str]:
     """The shortest command line, less one option."""
     args, hints = [], typing.get_type_hints(options)
-    for field in dataclasses.fields(options):
+    for field in declared(options):
         missing = field.default is field.default_factory is dataclasses.MISSING
         if missing and field.name != but:
             value = sample(hints[field.name])
@@ -126,7 +143,7 @@ def test_bounds_are_checked() -> None:
 
 @pytest.mark.parametrize("options", ALL, ids=lambda options: options.__name__)
 def test_every_option_explains_itself(options: type[Any]) -> None:
-    for field in dataclasses.fields(options):
+    for field in declared(options):
         text = field.metadata["help"]
         assert text.endswith(".") and len(text) > 12, field.name
 
@@ -136,6 +153,6 @@ def test_every_field_is_in_help_once(options: type[Any]) -> None:
     app = typer.Typer()
     command(app, options)(lambda _options: None)
     text = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "200"}).output
-    for field in dataclasses.fields(options):
+    for field in declared(options):
         if not field.metadata.get("positional"):
             assert text.count(f"--{field.name} ") == 1, field.name

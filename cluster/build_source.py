@@ -1,0 +1,191 @@
+"""Where the checkpoint of a build comes from: one that is there, a model to convert, or a configuration."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import builders
+from builders.assemble import source_files
+from builders.checkpoint import Manifest, SourceFile, check_file, read_manifest
+from builders.errors import ArtifactError, ConfigError, UserError
+from builders.keys import Recipe, content_key
+from builders.mapping import Mapping as RankMapping
+from builders.plain import from_json
+from builders.sources.opened import Opened
+from builders.store import Store, disk
+from cluster.build_options import BuildOptions
+from cluster.checkpoints import rank_sizes, stored_bytes, understand, write_checkpoint
+from cluster.convert_options import CheckpointOptions
+from cluster.output import drafts_beside, real_place
+from cluster.progress import Reporter
+from cluster.values import rank_numbers
+
+SOURCES = ("checkpoint_dir", "model_dir", "model_config")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """What an engine of any kind is built from."""
+
+    manifest: Manifest
+    """Its rank files are those that the engine is to hold; none, where no weights are wanted."""
+    folder: Path
+    """Where those files lie, with tokenizer/ and generation_config.json where the model has them."""
+    entry: str | None = None
+    """The key under which the store keeps the checkpoint."""
+    converted: bool = False
+    """It was made now, and not found."""
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """Those with a file."""
+        return self.manifest.stored_ranks
+
+
+@contextmanager
+def source_of(options: BuildOptions, store: Store, report: Reporter) -> Iterator[Source]:
+    """The one source that was given; what the store keeps of it stays there until the block ends."""
+    check_source(options)
+    if options.checkpoint_dir is not None:
+        yield _found(options, options.checkpoint_dir)
+        return
+    with drafts_beside(real_place(options.output_dir)) as scratch, scratch.folder() as unpacked:
+        opened, manifest = _understood(options, unpacked, store)
+        entry, converted = _kept(options, store, opened, manifest, report)
+    with store.open(entry, verify=False) as kept:
+        manifest = read_manifest(kept.folder)
+        yield Source(manifest=manifest, folder=kept.folder, entry=entry, converted=converted)
+
+
+def check_source(options: BuildOptions) -> None:
+    """Exactly one source, and no option that belongs to another."""
+    chosen = [f"--{name}" for name in SOURCES if getattr(options, name) is not None]
+    if len(chosen) != 1:
+        given = " and ".join(chosen) or "none"
+        raise UserError(f"give one of {', '.join(f'--{name}' for name in SOURCES)}; {given} was given")
+    for name in options.chosen(CheckpointOptions):
+        if why := _foreign(name, chosen[0]):
+            raise UserError(f"--{name}: {why}")
+
+
+def _foreign(name: str, source: str) -> str | None:
+    """Why an option of a conversion has nothing to say to a source."""
+    if source == "--checkpoint_dir":
+        return "the checkpoint of --checkpoint_dir is converted already; use it with --model_dir"
+    if source == "--model_dir" and name == "seed":
+        return "of random weights; use it with --model_config"
+    if source == "--model_config" and name in ("revision", "offline"):
+        return "a --model_config is a file and is not fetched"
+    return None
+
+
+def wanted_ranks(options: BuildOptions, mapping: RankMapping) -> tuple[int, ...] | None:
+    """The ranks to build; None is all."""
+    if options.ranks is None:
+        return None
+    return rank_numbers("--ranks", options.ranks, mapping.world_size)
+
+
+def _found(options: BuildOptions, folder: Path) -> Source:
+    """A checkpoint as it is, or a part of it."""
+    manifest = read_manifest(folder)
+    for written in manifest.ranks:
+        check_file(folder / written.name, written, verify=False)
+    ranks = wanted_ranks(options, manifest.mapping)
+    if options.no_weights:
+        manifest = manifest.only(())
+    elif ranks is not None and manifest.ranks:
+        manifest = manifest.only(ranks)
+    return Source(manifest=manifest, folder=folder)
+
+
+def _understood(options: BuildOptions, unpacked: Path, store: Store) -> tuple[Opened, Manifest]:
+    """What to make: the sources are hashed, so that it can be found again by its content."""
+    made_up = options.model_config is not None
+    model = options.model_dir or str(configuration(options.model_config or ""))
+    opened, manifest = understand(model, options, unpacked, config_only=made_up or options.no_weights)
+    held = () if options.no_weights else wanted_ranks(options, manifest.mapping)
+    if made_up and held is None:
+        held = tuple(range(manifest.mapping.world_size))
+    manifest = replace(
+        manifest,
+        held=held,
+        random_seed=options.seed if made_up and held else None,
+        source=replace(manifest.source, files=_hashed(opened, model, store)),
+    )
+    return opened, manifest
+
+
+def configuration(name: str) -> Path:
+    """A configuration file, or one that ships with rankforge by its name."""
+    shipped = {file.stem: file for file in Path(builders.__file__).parent.glob("configs/*.json")}
+    if Path(name).is_file() or name not in shipped:
+        if not Path(name).is_file():
+            raise UserError(
+                f"--model_config={name}: no such file; shipped by name: {', '.join(sorted(shipped))}"
+            )
+        return Path(name)
+    return shipped[name]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Noted:
+    """What is known of a model's files."""
+
+    files: Mapping[str, SourceFile]
+
+
+def _hashed(opened: Opened, model: str, store: Store) -> dict[str, SourceFile]:
+    """The sources' hashes; a note in the store saves reading files that have not changed."""
+    where = str(Path(model).absolute()) if Path(model).exists() else model
+    name = f"hashes-{content_key(model=where)[:16]}"
+    known = _noted(store.read_blob(name))
+    files = source_files(opened, known)
+    if files != known:
+        store.write_blob(name, json.dumps(asdict(_Noted(files=files))).encode())
+    return files
+
+
+def _noted(data: bytes | None) -> Mapping[str, SourceFile]:
+    """A note that cannot be read is none: the files are hashed again."""
+    try:
+        return from_json(_Noted, json.loads(data or b"")).files
+    except (ValueError, RecursionError, ConfigError):
+        return {}
+
+
+def _kept(
+    options: BuildOptions, store: Store, opened: Opened, manifest: Manifest, report: Reporter
+) -> tuple[str, bool]:
+    """The store's entry of the checkpoint, and whether it had to be made."""
+    recipe = Recipe("checkpoint", {"checkpoint": manifest.key})
+    made: list[Manifest] = []
+
+    def make(draft: Path) -> None:
+        made.append(write_checkpoint(draft, opened, manifest, workers=options.workers or 1, report=report))
+
+    if store.find(recipe.key) is None:
+        _require_free(store.root, manifest)
+    store.get_or_build(recipe, make)
+    return recipe.key, bool(made)
+
+
+def _require_free(folder: Path, manifest: Manifest) -> None:
+    """Refuse weights that will not fit, before anything is written."""
+    needed = stored_bytes(manifest)
+    while not folder.is_dir():
+        folder = folder.parent
+    free = disk.free_bytes(folder)
+    if needed <= free:
+        return
+    ranks = manifest.stored_ranks
+    smallest = f"; rank {ranks[0]} alone needs {rank_sizes(manifest)[ranks[0]]:,}" if len(ranks) > 1 else ""
+    raise ArtifactError(
+        f"{folder}: the weights of {len(ranks)} ranks need {needed:,} bytes and {free:,} are free{smallest}; "
+        "build some with --ranks, split them over more with --tp_size or --pp_size, "
+        "or build the programs alone with --no_weights, TensorRT plans with --strip_plan as well"
+    )
