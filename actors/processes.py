@@ -138,7 +138,7 @@ def _start(work: Work[Any, Any], name: str) -> _Worker:
 @contextmanager
 def _deaf_to_interrupts() -> Iterator[None]:
     """What is started here is not interrupted: the parent hears of it and stops its workers."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         yield
     finally:

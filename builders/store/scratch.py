@@ -28,15 +28,18 @@ class Scratch:
         """An empty folder of our own; whatever is left in it at the end is deleted."""
         disk.make_folder(self.root)
         path = self.root / uuid.uuid4().hex
-        lock = _lock_of(path)
-        # A sweep may take a lock file between its creation and our flock: then make another.
-        while (handle := try_lock(lock, create=True)) is None:
-            continue
+        lock, handle = _lock_of(path), None
         try:
+            # A sweep may take a lock file between its creation and our flock: then make another.
+            while handle is None:
+                handle = try_lock(lock, create=True)
             path.mkdir()
             yield path
         finally:
-            _drop(path, handle)
+            if handle is None:  # interrupted
+                lock.unlink(missing_ok=True)
+            else:
+                _drop(path, handle)
 
     def discard(self, folder: Path) -> bool:
         """Make a folder vanish at once, then delete it; False if another process was faster."""
