@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -128,25 +128,25 @@ def load_rank(folder: Path, rank: int, *, verify: bool = False) -> Decoder:
 
 
 def rank_tensors(
-    folder: Path, manifest: Manifest, rank: int, *, verify: bool = False, device: str = "cpu"
+    folder: Path,
+    manifest: Manifest,
+    rank: int,
+    *,
+    verify: bool = False,
+    read: Callable[[Path], dict[str, Tensor]] = load_file,
 ) -> dict[str, Tensor]:
-    """A rank's weights by name, read straight to the device; a tied head is a view of the embedding."""
+    """A rank's weights by name, mapped unless `read` differs; a tied head is a view of the embedding."""
     if manifest.random_seed is None or manifest.held is not None:
-        tensors = _stored(folder, manifest, rank, verify, device)
+        written = manifest.rank_file(rank)
+        check_file(folder / written.name, written, verify=verify)
+        tensors = read(folder / written.name)
     else:
-        tensors = {name: tensor.to(device) for name, tensor in _made_up(manifest, rank).items()}
+        tensors = _made_up(manifest, rank)
     place, shape = manifest.mapping.place(rank), rank_shape(manifest.spec, manifest.mapping, rank)
     if shape.last and "head.weight" not in tensors:
         first = 0 if manifest.mapping.embedding_split == "vocab" else place.tp * shape.vocab_size
         tensors["head.weight"] = tensors["embed.weight"][first : first + shape.vocab_size]
     return tensors
-
-
-def _stored(folder: Path, manifest: Manifest, rank: int, verify: bool, device: str) -> dict[str, Tensor]:
-    written = manifest.rank_file(rank)
-    file = folder / written.name
-    check_file(file, written, verify=verify)
-    return load_file(file, device=device)
 
 
 def check_file(file: Path, written: Written, *, verify: bool) -> None:

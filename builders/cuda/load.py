@@ -17,6 +17,7 @@ from builders.cuda.executor import Choices, Context, Executor
 from builders.cuda.launch import Launch
 from builders.cuda.target import obstacle
 from builders.cuda.unit import Choice, new_scratch, read_choice
+from builders.cuda.weights import read_to_device
 from builders.engine import Piece, Pieces, TorchEngine
 from builders.engine_manifest import TorchManifest, check_unit, unit_folder
 from builders.errors import EngineError
@@ -36,9 +37,9 @@ def load_cuda(
     checkpoint, limits = manifest.checkpoint, manifest.limits
     shape = rank_shape(checkpoint.spec, checkpoint.mapping, rank)
     torch.cuda.set_device(device)
-    tensors = rank_tensors(folder, checkpoint, rank, device=device)
+    weights = rank_tensors(folder, checkpoint, rank, read=lambda file: read_to_device(file, device))
     constants = rank_constants(checkpoint.spec, checkpoint.mapping, rank)
-    tensors |= {name: value.to(device) for name, value in constants.items()}
+    tensors = {name: value.to(device) for name, value in (weights | constants).items()}
     caches = _caches(manifest, rank, num_blocks + 1, device)
     found = choices_of(folder, manifest)
     context = _context(found.values(), device)
