@@ -37,6 +37,8 @@ def choose(plan: KernelPlan, exclusive: Callable[[], AbstractContextManager[None
     if not fitting:
         problems = "; ".join(sorted(compiler.problems))
         raise EngineError(f"{plan.site.op} for {plan.rows} rows: nothing compiles: {problems}")
+    if len(fitting) == 1:
+        return _choice(plan, fitting[0], compiler.compiled, None)
     with exclusive():
         return _timed(plan, fitting, compiler.compiled)
 

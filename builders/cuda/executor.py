@@ -79,7 +79,7 @@ class Executor:
     def _launched(self, op: str, config: Config, args: Sequence[Any]) -> Tensor:
         kernel = KERNELS[op]
         out = kernel.output(args)
-        self._context.runner(kernel.calls(config, args, out, self._context.launch))
+        kernel.run(config, args, out, self._context.launch, self._context.runner)
         return out
 
 

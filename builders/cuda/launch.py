@@ -11,6 +11,7 @@ from torch import Tensor
 
 from builders.cuda.example import ANY, Load, example
 from builders.cuda.site import Site
+from builders.cuda.wide import WIDE, Wide, is_wide
 from builders.kernels.attention import (
     TILED_CONFIGS,
     Attention,
@@ -20,7 +21,7 @@ from builders.kernels.attention import (
     tiled,
 )
 from builders.kernels.cache import WRITE_CONFIGS, Paged, rotate_and_write
-from builders.kernels.call import Call, Config
+from builders.kernels.call import Call, Config, Runner
 from builders.kernels.linear import (
     MAX_ROWS,
     Linear,
@@ -59,6 +60,10 @@ class Kernel(Protocol):
     def calls(self, config: Config, args: Sequence[Any], out: Tensor, launch: Launch) -> list[Call]:
         """What to launch."""
 
+    def run(self, config: Config, args: Sequence[Any], out: Tensor, launch: Launch, runner: Runner) -> None:
+        """Launch it, and whatever else there is to do."""
+        runner(self.calls(config, args, out, launch))
+
     def scratch(self, config: Config, args: Sequence[Any]) -> ScratchSize:
         """What `calls` needs of the scratch."""
 
@@ -68,14 +73,16 @@ def batch_buckets(most: int) -> list[int]:
     return [1 << power for power in range((most - 1).bit_length() + 1)]
 
 
-class LinearKernel:
-    """fused.linear for few rows; more of them are cuBLAS's."""
+class LinearKernel(Kernel):
+    """fused.linear: kernels for few rows, cuBLAS between kernels for more of them."""
 
     def buckets(self, limits: Limits) -> Sequence[int]:
-        return [size for size in batch_buckets(MAX_ROWS) if size <= max(16, limits.max_batch_size)]
+        return [ANY, *(size for size in batch_buckets(MAX_ROWS) if size <= max(16, limits.max_batch_size))]
 
     def configs(self, site: Site, rows: int, limits: Limits, *, overlap: bool) -> Sequence[Config]:
         layer = _layer(example(site, Load.of(rows, limits), "meta"))
+        if rows == ANY:
+            return [replace(WIDE, overlap=overlap)]
         # Of narrow layers, one row fills no kernel of its own.
         return linear_configs(rows, layer, overlap=overlap) or linear_configs(2, layer, overlap=overlap)
 
@@ -85,6 +92,9 @@ class LinearKernel:
 
     def calls(self, config: Config, args: Sequence[Any], out: Tensor, launch: Launch) -> list[Call]:
         x, layer, before = args[0], _layer(args), list[Call]()
+        if is_wide(config):
+            wide = Wide.of(x, layer, args[3], out, overlap=config.overlap)
+            return [*wide.before, *wide.after]
         if layer.norm is not None and "BLOCK_M" in config.blocks:
             # Every program would normalize all rows again: for several, that costs more than a launch.
             normed = torch.empty_like(x)
@@ -92,8 +102,14 @@ class LinearKernel:
             x, layer = normed, replace(layer, norm=None)
         return [*before, *linear(x, layer, config, out=out, residual=args[3], scratch=launch.scratch)]
 
+    def run(self, config: Config, args: Sequence[Any], out: Tensor, launch: Launch, runner: Runner) -> None:
+        if is_wide(config):
+            Wide.of(args[0], _layer(args), args[3], out, overlap=config.overlap).run(runner)
+        else:
+            runner(self.calls(config, args, out, launch))
+
     def scratch(self, config: Config, args: Sequence[Any]) -> ScratchSize:
-        return scratch_size(_layer(args), config)
+        return ScratchSize() if is_wide(config) else scratch_size(_layer(args), config)
 
 
 def _norm_config(config: Config) -> Config:
@@ -112,7 +128,7 @@ def _layer(args: Sequence[Any]) -> Linear:
     return Linear(weight=weight, bias=bias, norm=before, activation=named, gated=gated)
 
 
-class WriteKernel:
+class WriteKernel(Kernel):
     """fused.rotate_and_write; its work grows with the rows, its kernel does not change."""
 
     def buckets(self, limits: Limits) -> Sequence[int]:
@@ -143,7 +159,7 @@ class WriteKernel:
         return ScratchSize()
 
 
-class AttendKernel:
+class AttendKernel(Kernel):
     """fused.attend: token by token for a batch, in tiles for prompts."""
 
     def buckets(self, limits: Limits) -> Sequence[int]:

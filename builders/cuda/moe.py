@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from builders.cuda.example import ANY, Load
-from builders.cuda.launch import Launch, batch_buckets
+from builders.cuda.launch import Kernel, Launch, batch_buckets
 from builders.cuda.site import Site
 from builders.kernels.call import Call, Config
 from builders.kernels.linear import ScratchSize
@@ -35,7 +35,7 @@ _MOST_FEW = 16
 """Beyond so many tokens, most experts are read anyway."""
 
 
-class MoeKernel:
+class MoeKernel(Kernel):
     """One choice for both matrices of the experts."""
 
     def buckets(self, limits: Limits) -> Sequence[int]:

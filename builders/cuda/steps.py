@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -62,16 +61,19 @@ class Buffers:
         return self.x[:size], Step(**{name: value[:size] for name, value in vars(self._step).items()})
 
 
-@dataclass(frozen=True)
 class Tiles:
-    """How a step's prompts are cut, for any height of tile."""
+    """How a step's prompts are cut, for any height of tile; all layers share a table."""
 
-    step: Step
-    device: str
+    def __init__(self, step: Step, device: str) -> None:
+        self._chunks, self._device = list(_chunks(step)), device
+        self._made: dict[int, Tensor] = {}
 
     def __call__(self, rows: int) -> Tensor:
         """[n, 3]"""
-        return torch.tensor(tile_table(_chunks(self.step), rows), dtype=torch.int32, device=self.device)
+        if rows not in self._made:
+            table = tile_table(self._chunks, rows)
+            self._made[rows] = torch.tensor(table, dtype=torch.int32, device=self._device)
+        return self._made[rows]
 
 
 def _chunks(step: Step) -> Iterator[Chunk]:

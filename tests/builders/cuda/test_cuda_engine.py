@@ -11,18 +11,26 @@ from transformers import PreTrainedConfig
 from builders.kernels.call import Runner
 from builders.limits import Limits
 from tests.cuda_ranks import On, following, kernel_pair, prompts
-from tests.oracle import gpt2, llama, mpt, random_model
+from tests.oracle import gpt2, llama, mixtral, mpt, random_model
 from tests.sim import BLOCK
 
-LIMITS = Limits(max_batch_size=3, max_input_len=8, max_seq_len=16, max_num_tokens=24, tokens_per_block=BLOCK)
+LIMITS = Limits(max_batch_size=3, max_input_len=48, max_seq_len=48, max_num_tokens=96, tokens_per_block=BLOCK)
+FEW, MANY = [5, 1, 7], [40, 1, 29]
+"""Prompts of rows for kernels of their own, and of more."""
 
 
-@pytest.mark.parametrize("config", [llama(), gpt2(), mpt()], ids=lambda config: config.model_type)
-def test_prompts_then_tokens(config: PreTrainedConfig, run: Runner, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("config", "lengths"),
+    [(llama(), FEW), (gpt2(), FEW), (mpt(), FEW), (llama(), MANY), (gpt2(), MANY), (mixtral(), FEW)],
+    ids=lambda value: getattr(value, "model_type", None),
+)
+def test_prompts_then_tokens(
+    config: PreTrainedConfig, lengths: list[int], run: Runner, tmp_path: Path
+) -> None:
     pair = kernel_pair(random_model(config), tmp_path, LIMITS, On(run=run))
-    step = prompts([5, 1, 7], LIMITS)
-    ids = torch.randint(0, 90, (13,))
-    for _ in range(3):
+    step = prompts(lengths, LIMITS)
+    ids = torch.randint(0, 90, (sum(lengths),))
+    for _ in range(2):
         ours, plain = pair.kernels.forward(ids, step), pair.plain.forward(ids, step)
         torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-4)
         ids, step = plain.argmax(-1), following(step)

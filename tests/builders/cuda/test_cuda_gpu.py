@@ -59,7 +59,7 @@ def test_prompts_then_tokens(config: PreTrainedConfig, dtype: torch.dtype, tmp_p
         config = {"mixtral": mixtral(num_experts_per_tok=4), "dbrx": dbrx(top_k=4)}[config.model_type]
     on = On(run=Compiling(), device="cuda", dtype=dtype)
     pair = kernel_pair(random_model(config), tmp_path, LIMITS, on)
-    step, ids = prompts([37, 1, 20, 5], LIMITS), torch.randint(0, 90, (63,))
+    step, ids = prompts([37, 1, 40, 5], LIMITS), torch.randint(0, 90, (83,))
     for turn in range(4):
         engines = (pair.kernels, pair.plain, pair.rounded)
         ours, plain, rounded = (engine.forward(ids, step).cpu().float() for engine in engines)
