@@ -24,6 +24,11 @@ class Limits:
     tokens_per_block: int = 32
     """Tokens in one block of the paged cache."""
 
+    @property
+    def max_sequences(self) -> int:
+        """Rows of the largest decoding step: every beam is one."""
+        return self.max_batch_size * self.max_beam_width
+
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
             if value < 1:
@@ -32,10 +37,11 @@ class Limits:
             raise LayoutError(
                 f"--max_input_len={self.max_input_len}: longer than --max_seq_len={self.max_seq_len}"
             )
-        if self.max_batch_size > self.max_num_tokens:
+        if self.max_sequences > self.max_num_tokens:
+            beams = f" times --max_beam_width={self.max_beam_width}" if self.max_beam_width > 1 else ""
             raise LayoutError(
-                f"--max_num_tokens={self.max_num_tokens}: less than --max_batch_size={self.max_batch_size}; "
-                "every sequence of a batch takes a token"
+                f"--max_num_tokens={self.max_num_tokens}: less than --max_batch_size={self.max_batch_size}"
+                f"{beams}; every sequence of a batch takes a token"
             )
 
 

@@ -59,7 +59,7 @@ def _rank(engine: EngineManifest, rank: int, weights: int) -> dict[str, Any]:
         "programs": engine.ranks[rank],
         "weight_bytes": rank_sizes(engine.checkpoint)[rank],
         "cache_bytes_per_token": per_token,
-        "full_cache_bytes": per_token * limits.max_seq_len * limits.max_batch_size * limits.max_beam_width,
+        "full_cache_bytes": per_token * limits.max_seq_len * limits.max_sequences,
     }
 
 

@@ -93,7 +93,7 @@ def with_kernels(
         return Piece(program=ready, runner=Executor(ready, choices, context))
 
     inner = TorchEngine(pieces(graphs, piece), 0, tensors, caches)
-    ids = torch.zeros(limits.max_batch_size, dtype=torch.int64, device=on.device)
+    ids = torch.zeros(limits.max_sequences, dtype=torch.int64, device=on.device)
     return CudaEngine(inner, context, limits, ids, trash=len(caches[0].k) - 1)
 
 

@@ -73,6 +73,7 @@ class Executor:
         if self._context.launch.tiles is not None and step.op == "fused.attend":
             return step.configs.get(ANY)
         rows = args[0].shape[0]
+        assert step.op != "fused.attend" or rows <= max(step.configs), "more rows than the limits have"
         fitting = [size for size in step.configs if size >= rows]
         return step.configs[min(fitting)] if fitting else step.configs.get(ANY)
 

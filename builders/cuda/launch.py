@@ -77,7 +77,7 @@ class LinearKernel(Kernel):
     """fused.linear: kernels for few rows, cuBLAS between kernels for more of them."""
 
     def buckets(self, limits: Limits) -> Sequence[int]:
-        return [ANY, *(size for size in batch_buckets(MAX_ROWS) if size <= max(16, limits.max_batch_size))]
+        return [ANY, *(size for size in batch_buckets(MAX_ROWS) if size <= max(16, limits.max_sequences))]
 
     def configs(self, site: Site, rows: int, limits: Limits, *, overlap: bool) -> Sequence[Config]:
         layer = _layer(example(site, Load.of(rows, limits), "meta"))
@@ -163,7 +163,7 @@ class AttendKernel(Kernel):
     """fused.attend: token by token for a batch, in tiles for prompts."""
 
     def buckets(self, limits: Limits) -> Sequence[int]:
-        return [ANY, *batch_buckets(limits.max_batch_size)]
+        return [ANY, *batch_buckets(limits.max_sequences)]
 
     def configs(self, site: Site, rows: int, limits: Limits, *, overlap: bool) -> Sequence[Config]:
         if rows == ANY:

@@ -94,7 +94,7 @@ def _zeros(size: tuple[int, ...], dtype: torch.dtype, device: str) -> Tensor:
 
 def _input(manifest: TorchManifest, *, first: bool, device: str) -> Tensor:
     """Token ids, or the hidden states of the stage before."""
-    most = manifest.limits.max_batch_size * manifest.limits.max_beam_width
+    most = manifest.limits.max_sequences
     if first:
         return torch.zeros(most, dtype=torch.int64, device=device)
     checkpoint = manifest.checkpoint

@@ -39,7 +39,7 @@ class MoeKernel(Kernel):
     """One choice for both matrices of the experts."""
 
     def buckets(self, limits: Limits) -> Sequence[int]:
-        return [ANY, *batch_buckets(limits.max_batch_size)]
+        return [ANY, *batch_buckets(limits.max_sequences)]
 
     def configs(self, site: Site, rows: int, limits: Limits, *, overlap: bool) -> Sequence[Config]:
         _, size_in, width = _sizes(site)

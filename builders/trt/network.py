@@ -64,7 +64,7 @@ class Profile:
 def profiles_of(limits: Limits) -> tuple[Profile, Profile]:
     """Prefill, then decode."""
     one, prompt = Sizes(batch=1, tokens=1), min(limits.max_input_len, limits.max_num_tokens)
-    batch = limits.max_batch_size * limits.max_beam_width
+    batch = limits.max_sequences
     return (
         Profile(
             smallest=one,

@@ -27,7 +27,7 @@ class Executor(Protocol):
 
 def num_slots(limits: Limits) -> int:
     """Sequences whose keys and values an engine keeps."""
-    return limits.max_batch_size * limits.max_beam_width
+    return limits.max_sequences
 
 
 class TrtEngine:

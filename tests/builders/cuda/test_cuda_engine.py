@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import PreTrainedConfig
 
+from builders.cuda.table import KERNELS
 from builders.kernels.call import Runner
 from builders.limits import Limits
 from tests.cuda_ranks import On, following, kernel_pair, prompts
@@ -34,3 +35,9 @@ def test_prompts_then_tokens(
         ours, plain = pair.kernels.forward(ids, step), pair.plain.forward(ids, step)
         torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-4)
         ids, step = plain.argmax(-1), following(step)
+
+
+def test_every_beam_is_a_row() -> None:
+    limits = Limits(max_batch_size=3, max_beam_width=4, max_seq_len=32, max_input_len=16)
+    assert max(KERNELS["fused.attend"].buckets(limits)) >= 12
+    assert Limits(max_batch_size=3).max_sequences == 3
