@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from typing import Any, Generic, TypeVar
@@ -138,6 +139,7 @@ def _start(work: Work[Any, Any], name: str) -> _Worker:
 @contextmanager
 def _deaf_to_interrupts() -> Iterator[None]:
     """What is started here is not interrupted: the parent hears of it and stops its workers."""
+    resource_tracker.ensure_running()  # or the first start does, and hears them again afterwards
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         yield

@@ -108,14 +108,14 @@ def existing(output: Path) -> Manifest | None:
         ) from error
 
 
-def is_whole(output: Path, manifest: Manifest, opened: Opened) -> bool:
-    """Whether every rank file is there with its size, and whatever travels with its content."""
+def is_whole(output: Path, manifest: Manifest, opened: Opened, *, verify: bool = False) -> bool:
+    """Whether every rank file is there with its size, or verified, and all that travels with its content."""
     copies = [(file, output / "tokenizer" / file.name) for file in opened.tokenizer]
     if opened.generation:
         copies.append((opened.generation, output / "generation_config.json"))
     try:
         for written in manifest.ranks:
-            check_file(output / written.name, written, verify=False)
+            check_file(output / written.name, written, verify=verify)
     except ArtifactError:
         return False
     return all(copy.is_file() and filecmp.cmp(file, copy, shallow=False) for file, copy in copies)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import platform
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 import torch
 
 from builders.checkpoint import Manifest
-from builders.compiled import compile_program
+from builders.compiled import compile_program, compiler_hash, processor, versions
 from builders.engine_folder import PACKAGE, PROGRAM
 from builders.engine_manifest import RankPrograms, TorchManifest, Unit
 from builders.export import Graphs, export_rank
@@ -68,6 +67,7 @@ class BuildPlan:
             programs=self.programs,
             ranks=self.ranks,
             versions=self.versions,
+            processor=processor() if self.compiled else None,
         )
 
 
@@ -150,7 +150,7 @@ def unit_plan(program: Program, *, compiled: bool) -> UnitPlan:
     """A program with its content key: compiled files depend on the compiler and the processor too."""
     inputs: dict[str, Any] = {"program": program.to_json(), "compiled": compiled}
     if compiled:
-        inputs |= {"versions": dict(versions()), "processor": processor(), "threads": "dynamic"}
+        inputs |= {"versions": dict(versions()), "processor": processor(), "compiler": compiler_hash()}
     return UnitPlan(program=program, recipe=Recipe("torch-program", inputs), compiled=compiled)
 
 
@@ -159,13 +159,3 @@ def build_unit(plan: UnitPlan, folder: Path) -> None:
     (folder / PROGRAM).write_text(json.dumps(plan.program.to_json(), sort_keys=True))
     if plan.compiled:
         compile_program(plan.program, folder / PACKAGE)
-
-
-def versions() -> Mapping[str, str]:
-    """Of the libraries that decide what is compiled."""
-    return {"torch": str(torch.__version__)}
-
-
-def processor() -> str:
-    """The instructions that code compiled here may use."""
-    return f"{platform.machine()}/{torch.backends.cpu.get_cpu_capability()}"

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import platform
 import warnings
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram, export
 
+from builders import ops
 from builders.ops import rotated
 from builders.program import Program, TensorType, plain_operators, run
 
@@ -65,6 +69,22 @@ class _Interpreted(nn.Module):
     def forward(self, values: dict[str, Tensor]) -> list[Tensor]:
         absent = dict.fromkeys(self._program.inputs)
         return run(self._program, self._operators, {**absent, **values})
+
+
+def versions() -> Mapping[str, str]:
+    """Of the libraries that decide what is compiled."""
+    return {"torch": str(torch.__version__)}
+
+
+def processor() -> str:
+    """The instructions that code compiled here may use."""
+    return f"{platform.machine()}/{torch.backends.cpu.get_cpu_capability()}"
+
+
+@cache
+def compiler_hash() -> str:
+    """Of what is compiled in beside a program: our operators' text, and the settings here."""
+    return hashlib.sha256(Path(ops.__file__).read_bytes() + Path(__file__).read_bytes()).hexdigest()
 
 
 class CompiledProgram:

@@ -89,9 +89,9 @@ def target_chunks(target: Target, pieces: Pieces, plan: ConvertPlan) -> Iterator
 def _narrowed(rows: Tensor, dtype: torch.dtype, name: str) -> Tensor:
     """In another dtype; only float16 has no room for what the others hold."""
     narrow = rows.to(dtype)
-    if dtype == torch.float16 != rows.dtype and narrow.isinf().any() and not rows.isinf().any():
+    if dtype == torch.float16 != rows.dtype and (narrow.isinf() & rows.isfinite()).any():
         raise SourceError(
-            f"{name}: holds {rows.abs().max().item():g}, and --dtype float16 ends at 65504; "
+            f"{name}: holds {rows[rows.isfinite()].abs().max().item():g}, and --dtype float16 ends at 65504; "
             "use --dtype bfloat16 or float32"
         )
     return narrow

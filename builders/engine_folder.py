@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from builders.checkpoint import rank_tensors
-from builders.compiled import CompiledProgram
+from builders.compiled import CompiledProgram, processor, versions
 from builders.constants import rank_constants
 from builders.engine import Engine, Piece, Pieces, TorchEngine, interpreted
 from builders.engine_manifest import (
@@ -21,6 +21,7 @@ from builders.engine_manifest import (
     read_engine,
     unit_folder,
 )
+from builders.errors import EngineError
 from builders.mapping import rank_shape
 from builders.ops import LayerCache
 from builders.program import Program
@@ -41,12 +42,26 @@ def load_engine(folder: Path, rank: int, *, num_blocks: int, device: str | None 
         from builders.trt.load import load_plan  # a torch engine takes none of this
 
         return load_plan(folder, manifest, rank, num_blocks=num_blocks)
+    if why := obstacle(manifest):
+        raise EngineError(f"{folder}: cannot run here: {why}")
     pieces = _pieces(folder, manifest, manifest.programs[number])
     if manifest.target != "cpu":
         from builders.cuda.load import load_cuda
 
         return load_cuda(folder, manifest, pieces, rank, num_blocks=num_blocks, device=device or "cuda:0")
     return _load_torch(folder, manifest, pieces, rank, num_blocks)
+
+
+def obstacle(engine: TorchManifest) -> str | None:
+    """Why programs compiled for the CPU do not run here; graphs as they were exported run anywhere."""
+    if engine.processor is None:
+        return None
+    built = {**engine.versions, "processor": engine.processor}
+    here = {**versions(), "processor": processor()}
+    if built == here:
+        return None
+    named = [", ".join(f"{name} {value}" for name, value in facts.items()) for facts in (built, here)]
+    return f"it was compiled with {named[0]}, and this is {named[1]}; build it again"
 
 
 def _load_torch(
@@ -99,7 +114,6 @@ def read_program(folder: Path, unit: Unit) -> Program:
 
 def _piece(folder: Path, unit: Unit) -> Piece:
     program = read_program(folder, unit)
-    package = unit_folder(folder, unit) / PACKAGE
-    if package.is_file():
-        return Piece(program=program, runner=CompiledProgram(program, package))
+    if PACKAGE in (written.name for written in unit.files):
+        return Piece(program=program, runner=CompiledProgram(program, unit_folder(folder, unit) / PACKAGE))
     return Piece(program=program, runner=interpreted(program))

@@ -77,6 +77,8 @@ class TorchManifest(EngineManifest):
     programs: tuple[RankPrograms, ...]
     kernels: tuple[Unit, ...] = ()
     """What a CUDA device executes: one unit for every place and number of rows that was chosen for."""
+    processor: str | None = None
+    """Whose instructions compiled programs use; None where none are compiled for the CPU."""
     timed_on: str | None = None
     """The device that the kernels were chosen on; None where the likeliest were taken."""
 

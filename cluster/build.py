@@ -93,6 +93,7 @@ def _build(
     options: BuildOptions, limits: Limits, source: Source, store: Store, clock: _Clock, report: Reporter
 ) -> tuple[EngineManifest, BuildResult]:
     output = real_place(options.output_dir)
+    _refuse_foreign(output)
     check_limits(limits, source.manifest.spec)
     plan = plan_of(options, source, limits)
     clock.phase("export")
@@ -108,7 +109,11 @@ def _build(
     manifest = plan.manifest(source.manifest, limits, units)
     reused = _is_there(output, manifest, options)
     if not reused:
-        with drafts_beside(output) as scratch, scratch.folder() as draft:
+        with (
+            drafts_beside(output) as scratch,
+            scratch.folder() as draft,
+            disk.full_disk_refused(output.parent, "the engine", draft),
+        ):
             _assemble(draft, manifest, source.folder, store, holds_weights=plan.holds_weights)
             if not place(draft, output, replace=options.overwrite):
                 reused = _is_there(output, manifest, options)
@@ -145,13 +150,20 @@ def _is_there(output: Path, manifest: EngineManifest, options: BuildOptions) -> 
     """Whether the output holds this very engine; anything else in the way is refused."""
     if not output.exists() or not any(output.iterdir()):
         return False
-    if format_of(output) != manifest.format.name:
-        raise ArtifactError(f"{output}: exists and is not an engine of ours; choose or remove it")
+    _refuse_foreign(output)
     if read_engine(output).key == manifest.key:
         return True
     if not options.overwrite:
         raise ArtifactError(f"{output}: holds another engine; add --overwrite or choose another folder")
     return False
+
+
+def _refuse_foreign(output: Path) -> None:
+    """Whatever is there and is no engine stays as it is."""
+    if output.is_dir() and not any(output.iterdir()):
+        return
+    if output.exists() and format_of(output) != EngineManifest.format.name:
+        raise ArtifactError(f"{output}: exists and is not an engine of ours; choose or remove it")
 
 
 def _assemble(

@@ -65,8 +65,8 @@ def check_source(options: BuildOptions) -> None:
     """Exactly one source, and no option that belongs to another."""
     chosen = [f"--{name}" for name in SOURCES if getattr(options, name) is not None]
     if len(chosen) != 1:
-        given = " and ".join(chosen) or "none"
-        raise UserError(f"give one of {', '.join(f'--{name}' for name in SOURCES)}; {given} was given")
+        given = f"{' and '.join(chosen)} were given" if chosen else "none was given"
+        raise UserError(f"give one of {', '.join(f'--{name}' for name in SOURCES)}; {given}")
     for name in options.chosen(CheckpointOptions):
         if why := _foreign(name, chosen[0]):
             raise UserError(f"--{name}: {why}")

@@ -158,11 +158,9 @@ def _print(result: dict[str, Any], text: str, *, as_json: bool) -> None:
 
 def main() -> None:
     """Run a command; what the user can fix is one line and exit code 2."""
-    signal.signal(signal.SIGTERM, _terminated)
+    heard = _Heard()
     try:
         sys.exit(app(prog_name="rankforge", standalone_mode=False))
-    except KeyboardInterrupt:
-        sys.exit(130)
     except RankforgeError as error:
         _fail(str(error), 2 if isinstance(error, UserError) else 1)
     except typer.Abort:
@@ -171,11 +169,22 @@ def main() -> None:
         if not error.format_message():  # a bare `rankforge` has just printed its help
             sys.exit(2)
         _fail(error.format_message(), 2)
+    finally:
+        if heard.number is not None:  # whatever a library made of it on its way here
+            sys.exit(128 + heard.number)
 
 
-def _terminated(_number: int, _frame: object) -> NoReturn:
-    """As after Ctrl-C, drafts are removed and workers stopped."""
-    raise SystemExit(128 + signal.SIGTERM)
+class _Heard:
+    """Ctrl-C and SIGTERM: drafts are removed, workers stopped, and the exit code says which it was."""
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._hear)
+
+    def _hear(self, number: int, _frame: object) -> NoReturn:
+        self.number = number
+        raise KeyboardInterrupt
 
 
 def _fail(message: str, code: int) -> None:

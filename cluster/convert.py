@@ -75,7 +75,8 @@ def _reuse(output: Path, opened: Opened, manifest: Manifest, options: ConvertOpt
         return None
     files = source_files(opened, found.source.files)
     wanted = replace(manifest, source=replace(manifest.source, files=files))
-    if found.key == wanted.key and is_whole(output, found, opened):
+    # Who asks to overwrite may have found it damaged.
+    if found.key == wanted.key and is_whole(output, found, opened, verify=options.overwrite):
         return found
     if options.overwrite:
         return None

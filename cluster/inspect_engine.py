@@ -9,7 +9,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from builders.engine_manifest import EngineManifest, check_unit, read_engine
+from builders.checkpoint import check_file
+from builders.engine_manifest import EngineManifest, TrtManifest, check_unit, read_engine
 from builders.memory import cache_bytes_per_token
 from cluster.checkpoints import rank_sizes
 from cluster.inspect import size, weights_of
@@ -21,6 +22,9 @@ def inspect_engine(folder: Path, *, verify: bool) -> dict[str, Any]:
     engine = read_engine(folder)
     for unit in engine.every_unit if verify else ():
         check_unit(folder, unit)
+    for written in engine.checkpoint.ranks if verify else ():
+        if not isinstance(engine, TrtManifest) or engine.stripped:
+            check_file(folder / written.name, written, verify=True)
     kind = of_kind(folder, engine)
     sizes = rank_sizes(engine.checkpoint)
     return {

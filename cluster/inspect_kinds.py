@@ -9,8 +9,8 @@ from typing import Any
 
 from rich.table import Table
 
-from builders.build import processor, versions
 from builders.cuda.target import obstacle as obstacle_of_device
+from builders.engine_folder import obstacle as obstacle_of_programs
 from builders.engine_folder import read_program
 from builders.engine_manifest import TorchManifest, TrtManifest
 from builders.memory import activation_bytes
@@ -46,20 +46,11 @@ def _programs(folder: Path, engine: TorchManifest) -> OfKind:
             "timed_on": engine.timed_on,
             "inputs": {name: [kind.dtype, *kind.shape] for name, kind in types.items()},
         },
-        obstacle=other_compiler(engine),
+        obstacle=obstacle_of_programs(engine)
+        if engine.target == "cpu"
+        else obstacle_of_device(engine.target),
         workspace_bytes=[activation_bytes(engine.checkpoint, rank, engine.limits) for rank in world],
     )
-
-
-def other_compiler(engine: TorchManifest) -> str | None:
-    """Why compiled programs do not run here; graphs as they were exported run anywhere."""
-    if engine.target != "cpu":
-        return obstacle_of_device(engine.target)
-    if not engine.compiled or dict(engine.versions) == dict(versions()):
-        return None
-    built = ", ".join(f"{name} {number}" for name, number in engine.versions.items())
-    here = ", ".join([*(f"{name} {number}" for name, number in versions().items()), processor()])
-    return f"it was compiled with {built}, and this is {here}; build it again"
 
 
 def _plan(folder: Path, engine: TrtManifest) -> OfKind:

@@ -34,19 +34,26 @@ class CudaEngine:
     def prepare(self, sizes: Sequence[int] = ()) -> None:
         """Capture decoding steps, of every size unless told; the largest first: the others fit its memory."""
         pool = None
+        self._buffers.clear()
         for size in sorted(sizes or graph_sizes(self._most), reverse=True):
             graph, out = self._captured(size, pool)
             pool = pool or graph.pool()
             self._graphs[size] = _replay(graph, out)
 
     def forward(self, x: Tensor, step: Step) -> Tensor:
-        """See `builders.engine.Engine`."""
+        """See `builders.engine.Engine`. Tensors in pinned memory must not change before the step is done."""
+        if not self._device.startswith("cuda"):
+            return self._forward(x, step)
+        with torch.cuda.device(self._device):  # of several, and in whatever thread
+            return self._forward(x, step)
+
+    def _forward(self, x: Tensor, step: Step) -> Tensor:
         batch = len(step.lengths)
         if len(step.positions) == batch <= self._most and is_decoding(step):
             return self._decoded(x, step, batch)
         tiles = Tiles(step, self._device)
         self._context.launch = replace(self._context.launch, tiles=tiles)
-        return self._programs.forward(x.to(self._device), to_device(step, self._device))
+        return self._programs.forward(x.to(self._device).contiguous(), to_device(step, self._device))
 
     def _decoded(self, x: Tensor, step: Step, batch: int) -> Tensor:
         size = min((size for size in self._graphs if size >= batch), default=batch)

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from builders.build import BuildPlan, UnitPlan, plan_build, versions
+from builders.build import BuildPlan, UnitPlan, plan_build
 from builders.checkpoint import Manifest
+from builders.compiled import versions
 from builders.cuda.site import Site, sites_of
 from builders.cuda.table import KERNELS
 from builders.cuda.target import Target

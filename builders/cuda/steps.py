@@ -35,12 +35,18 @@ class Buffers:
         zeros = torch.zeros(size, dtype=torch.int64, device=device)
         self.x, self._trash = x, trash
         self._step = Step(
-            positions=zeros,
+            positions=zeros.clone(),
             sequences=torch.arange(size, device=device),
             lengths=zeros + 1,
             block_table=torch.full((size, table), trash, device=device),
             wanted=torch.arange(size, device=device),
         )
+
+    def clear(self) -> None:
+        """Nothing but padding: what was there may belong to others by now."""
+        self._step.positions.zero_()
+        self._step.lengths.fill_(1)
+        self._step.block_table.fill_(self._trash)
 
     def fill(self, x: Tensor, step: Step, size: int) -> None:
         """Take in a step of at most `size` sequences."""
@@ -86,5 +92,7 @@ def _chunks(step: Step) -> Iterator[Chunk]:
 
 
 def to_device(step: Step, device: str) -> Step:
-    """The step's tensors on the device."""
-    return Step(**{name: value.to(device, non_blocking=True) for name, value in vars(step).items()})
+    """The step's tensors on the device, dense: kernels know the stride of a row alone."""
+    return Step(
+        **{name: value.to(device, non_blocking=True).contiguous() for name, value in vars(step).items()}
+    )

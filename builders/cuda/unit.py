@@ -63,10 +63,12 @@ def candidates(site: Site, rows: int, limits: Limits, target: Target) -> Sequenc
 
 @cache
 def sources_hash() -> str:
-    """Of the kernels' own text and of what launches them."""
-    folder = Path(kernels.__file__).parent
+    """Of the kernels' own text and of what chooses and launches them."""
     digest = hashlib.sha256()
-    for file in sorted(folder.glob("*.py")):
+    for file in [
+        *sorted(Path(kernels.__file__).parent.glob("*.py")),
+        *sorted(Path(__file__).parent.glob("*.py")),
+    ]:
         digest.update(file.name.encode() + file.read_bytes())
     return digest.hexdigest()
 

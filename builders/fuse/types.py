@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,9 +29,8 @@ def value_types(program: Program) -> dict[str, TensorType]:
     }
     results = [step.out for step in program.instructions]
     untyped = dict.fromkeys(program.inputs)  # such as the angles of a model that has none
-    found = run(
-        replace(program, outputs=tuple(results)), {**plain_operators(), **fused_operators()}, untyped | given
-    )
+    operators = {**plain_operators(), **fused_operators(), **_BY_SHAPE}
+    found = run(replace(program, outputs=tuple(results)), operators, untyped | given)
     called = {prime: name for name, prime in sizes.items()}
     return dict(program.types) | {
         name: TensorType(
@@ -40,6 +40,19 @@ def value_types(program: Program) -> dict[str, TensorType]:
         for name, result in zip(results, found, strict=True)
         if isinstance(result, Tensor)
     }
+
+
+def _linear_shape(x: Tensor, weight: Tensor, *others: Any) -> Tensor:
+    gated = others[-1]
+    return x.new_empty(*x.shape[:-1], weight.shape[0] // (2 if gated else 1))
+
+
+def _same_shape(x: Tensor, *_others: Any) -> Tensor:
+    return torch.empty_like(x)
+
+
+_BY_SHAPE = {"fused.linear": _linear_shape, "aten.rms_norm": _same_shape, "aten.layer_norm": _same_shape}
+"""Without storage, PyTorch's norms would import a compiler, and engines find types when they are loaded."""
 
 
 def _free_primes(program: Program) -> list[int]:

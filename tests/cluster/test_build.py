@@ -12,14 +12,15 @@ from typing import Any
 import pytest
 import torch
 
-from builders.engine_folder import load_engine
+from builders.config_file import to_json
+from builders.engine import TorchEngine
+from builders.engine_folder import load_engine, obstacle
 from builders.engine_manifest import TorchManifest, read_engine
-from builders.errors import ArtifactError, LayoutError
+from builders.errors import ArtifactError, EngineError, LayoutError
 from builders.ops import Step
 from cluster.build import BuildResult, build
 from cluster.build_options import BuildOptions
 from cluster.inspect_engine import inspect_engine
-from cluster.inspect_kinds import other_compiler
 from cluster.progress import LineReporter
 from cluster.store import listing, prune, verify
 from tests.cluster.test_cli import rankforge
@@ -120,9 +121,38 @@ def test_compiled_by_workers(checkpoint: Path, tmp_path: Path) -> None:
 def test_engine_of_another_torch_does_not_run_here(checkpoint: Path, tmp_path: Path) -> None:
     make(checkpoint, tmp_path / "engine")
     engine = read_engine(tmp_path / "engine")
-    assert isinstance(engine, TorchManifest) and other_compiler(engine) is None
-    other = other_compiler(replace(engine, compiled=True, versions={"torch": "1.0"}))
-    assert other is not None and other.startswith("it was compiled with torch 1.0, and this is torch 2")
+    assert isinstance(engine, TorchManifest) and obstacle(engine) is None
+    other = replace(engine, compiled=True, versions={"torch": "1.0"}, processor="z80")
+    (tmp_path / "engine/config.json").write_text(json.dumps(to_json(other)))
+    words = "it was compiled with torch 1.0, processor z80, and this is torch 2"
+    assert inspect_engine(tmp_path / "engine", verify=False)["runs_here"].startswith(f"no: {words}")
+    with pytest.raises(EngineError, match=f"cannot run here: {words}"):
+        load_engine(tmp_path / "engine", 0, num_blocks=1)
+
+
+def test_program_that_the_engine_does_not_list_is_not_loaded(checkpoint: Path, tmp_path: Path) -> None:
+    """A compiled program is code."""
+    make(checkpoint, tmp_path / "engine")
+    for folder in (tmp_path / "engine/programs").iterdir():
+        (folder / "program.pt2").write_bytes(b"not one of ours")
+    assert isinstance(load_engine(tmp_path / "engine", 0, num_blocks=1), TorchEngine)
+
+
+def test_changed_weights_are_found(checkpoint: Path, tmp_path: Path) -> None:
+    make(checkpoint, tmp_path / "engine")
+    file = tmp_path / "engine/rank0.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.unlink()  # it is the checkpoint's file too
+    file.write_bytes(data)
+    with pytest.raises(ArtifactError, match=r"rank0.safetensors: its content is not what"):
+        inspect_engine(tmp_path / "engine", verify=True)
+
+
+def test_foreign_output_is_refused_before_the_work(checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="is not an engine of ours"):
+        make(checkpoint, checkpoint, no_compile=False)
+    assert not (tmp_path / ".rankforge-store").exists()
 
 
 def test_store_lists_verifies_and_prunes(checkpoint: Path, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
-from builders.checkpoint import load_rank, read_manifest
+from builders.checkpoint import check_file, load_rank, read_manifest
 from builders.errors import ArtifactError, LayoutError, SourceError, UserError
 from cluster.convert import ConvertResult, convert
 from cluster.convert_options import ConvertOptions
@@ -436,3 +436,13 @@ def test_meta_folder(tmp_path: Path) -> None:
         "consolidated.00.pth",
         "consolidated.01.pth",
     }
+
+
+def test_damaged_content_is_replaced_when_asked(model: Path, tmp_path: Path) -> None:
+    go(model, tmp_path / "out")
+    file = tmp_path / "out/rank0.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    assert not go(model, tmp_path / "out", overwrite=True).reused
+    check_file(file, read_manifest(tmp_path / "out").ranks[0], verify=True)
