@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -61,6 +61,8 @@ class Program:
     """Of inputs, weights and constants."""
     instructions: tuple[Instruction, ...]
     outputs: tuple[str, ...]
+    results: Mapping[str, TensorType] = field(default_factory=dict)
+    """Of what instructions make, where somebody has found out."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain data; equal programs give equal data."""

@@ -17,6 +17,7 @@ from builders.cuda.target import Target
 from builders.cuda.unit import KernelPlan, plan_kernel, triton_version, write_choice
 from builders.engine_manifest import TorchManifest, Unit
 from builders.fuse import fused
+from builders.fuse.types import typed
 from builders.keys import Recipe
 from builders.limits import Limits
 from builders.program import Program
@@ -94,12 +95,16 @@ def plan_cuda(
     checkpoint: Manifest, limits: Limits, target: Target, *, only: Collection[int] | None = None
 ) -> CudaPlan:
     """Programs of every rank, and one kernel for every site and number of rows, whatever the depth."""
-    programs = plan_build(checkpoint, limits, compiled=False, only=only, rewritten=fused)
+    programs = plan_build(checkpoint, limits, compiled=False, only=only, rewritten=_rewritten)
     kernels: dict[str, KernelUnit] = {}
     for site, rows in _places([unit.program for unit in programs.units], limits):
         unit = KernelUnit(plan=plan_kernel(site, rows, limits, target))
         kernels.setdefault(unit.recipe.key, unit)
     return CudaPlan(target=target, programs=programs, kernels=tuple(kernels.values()))
+
+
+def _rewritten(program: Program) -> Program:
+    return typed(fused(program))
 
 
 def _places(programs: list[Program], limits: Limits) -> Iterator[tuple[Site, int]]:

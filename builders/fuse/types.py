@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,8 +14,16 @@ _PRIMES = (10007, 20011, 30011, 40009, 50021, 60013, 70001, 80021)
 """Stand for sizes that change from step to step."""
 
 
+def typed(program: Program) -> Program:
+    """The program with the types of its results, for those who load it: finding them imports a compiler."""
+    found = value_types(program)
+    return replace(program, results={name: found[name] for name in found if name not in program.types})
+
+
 def value_types(program: Program) -> dict[str, TensorType]:
     """Of inputs, weights, constants and results; a changing size keeps its name."""
+    if program.results:
+        return {**program.types, **program.results}
     names = sorted({size for of in program.types.values() for size in of.shape if not size.isdecimal()})
     sizes = dict(zip(names, _free_primes(program), strict=False))
     given = {
@@ -29,7 +36,7 @@ def value_types(program: Program) -> dict[str, TensorType]:
     }
     results = [step.out for step in program.instructions]
     untyped = dict.fromkeys(program.inputs)  # such as the angles of a model that has none
-    operators = {**plain_operators(), **fused_operators(), **_BY_SHAPE}
+    operators = {**plain_operators(), **fused_operators()}
     found = run(replace(program, outputs=tuple(results)), operators, untyped | given)
     called = {prime: name for name, prime in sizes.items()}
     return dict(program.types) | {
@@ -40,19 +47,6 @@ def value_types(program: Program) -> dict[str, TensorType]:
         for name, result in zip(results, found, strict=True)
         if isinstance(result, Tensor)
     }
-
-
-def _linear_shape(x: Tensor, weight: Tensor, *others: Any) -> Tensor:
-    gated = others[-1]
-    return x.new_empty(*x.shape[:-1], weight.shape[0] // (2 if gated else 1))
-
-
-def _same_shape(x: Tensor, *_others: Any) -> Tensor:
-    return torch.empty_like(x)
-
-
-_BY_SHAPE = {"fused.linear": _linear_shape, "aten.rms_norm": _same_shape, "aten.layer_norm": _same_shape}
-"""Without storage, PyTorch's norms would import a compiler, and engines find types when they are loaded."""
 
 
 def _free_primes(program: Program) -> list[int]:

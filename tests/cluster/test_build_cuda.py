@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ from builders.limits import Limits
 from cluster.build import BuildResult
 from cluster.inspect_engine import inspect_engine
 from tests.cluster.test_build import make
-from tests.cluster.test_convert import content, go
+from tests.cluster.test_convert import ROOT, content, go
 from tests.cuda_ranks import following, prompts
 from tests.tiny import save_llama
 
@@ -79,3 +81,26 @@ def test_built_and_run_here(checkpoint: Path, tmp_path: Path) -> None:
         here, there = ours.forward(ids, step).cpu(), plain.forward(ids, step)
         torch.testing.assert_close(here, there, rtol=0, atol=0.05 * there.abs().max().item())
         ids, step = there.argmax(-1), following(step)
+
+
+@pytest.mark.slow
+def test_programs_are_made_ready_without_a_compiler(checkpoint: Path, tmp_path: Path) -> None:
+    build(checkpoint, tmp_path / "engine", ABSENT, max_batch_size=1)
+    code = (
+        "import sys, json\n"
+        "from pathlib import Path\n"
+        "from builders.cuda.executor import prepared\n"
+        "from builders.cuda.load import choices_of\n"
+        "from builders.engine_folder import read_program\n"
+        "from builders.engine_manifest import read_engine\n"
+        f"folder = Path({str(tmp_path / 'engine')!r})\n"
+        "engine = read_engine(folder)\n"
+        "configs = {key: choice.config for key, choice in choices_of(folder, engine).items()}\n"
+        "steps = [step for unit in engine.units for step in prepared(read_program(folder, unit), configs)]\n"
+        "print(sum(bool(step.configs) for step in steps))\n"
+        "print([name for name in ('triton', 'torch._dynamo', 'torch._inductor') if name in sys.modules])\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert result.stdout == "7\n[]\n"
