@@ -98,7 +98,7 @@ def assemble(draft: Path, manifest: Manifest, opened: Opened) -> None:
 
 def existing(output: Path) -> Manifest | None:
     """The checkpoint that is in the way, None where there is nothing; a foreign folder is never touched."""
-    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+    if disk.holds_nothing(output):
         return None
     try:
         return read_manifest(output)

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from builders.checkpoint import rank_tensors
 from builders.compiled import CompiledProgram, processor, versions
@@ -81,15 +82,19 @@ def _load_torch(
     )
 
 
-def new_caches(manifest: TorchManifest, rank: int, num_blocks: int) -> list[LayerCache]:
+def new_caches(
+    manifest: TorchManifest, rank: int, num_blocks: int, *, device: str = "cpu"
+) -> list[LayerCache]:
     """Empty caches for the layers of a rank."""
     checkpoint = manifest.checkpoint
     held = rank_shape(checkpoint.spec, checkpoint.mapping, rank)
     shape = (num_blocks, manifest.limits.tokens_per_block, held.num_kv_heads, checkpoint.spec.head_dim)
     dtype = getattr(torch, checkpoint.dtype)
-    return [
-        LayerCache(k=torch.zeros(shape, dtype=dtype), v=torch.zeros(shape, dtype=dtype)) for _ in held.layers
-    ]
+
+    def zeros() -> Tensor:
+        return torch.zeros(shape, dtype=dtype, device=device)
+
+    return [LayerCache(k=zeros(), v=zeros()) for _ in held.layers]
 
 
 def _pieces(folder: Path, manifest: TorchManifest, programs: RankPrograms) -> Pieces:

@@ -148,7 +148,7 @@ def _unit(store: Store, key: str) -> Unit:
 
 def _is_there(output: Path, manifest: EngineManifest, options: BuildOptions) -> bool:
     """Whether the output holds this very engine; anything else in the way is refused."""
-    if not output.exists() or not any(output.iterdir()):
+    if disk.holds_nothing(output):
         return False
     _refuse_foreign(output)
     if read_engine(output).key == manifest.key:
@@ -160,9 +160,7 @@ def _is_there(output: Path, manifest: EngineManifest, options: BuildOptions) -> 
 
 def _refuse_foreign(output: Path) -> None:
     """Whatever is there and is no engine stays as it is."""
-    if output.is_dir() and not any(output.iterdir()):
-        return
-    if output.exists() and format_of(output) != EngineManifest.format.name:
+    if not disk.holds_nothing(output) and format_of(output) != EngineManifest.format.name:
         raise ArtifactError(f"{output}: exists and is not an engine of ours; choose or remove it")
 
 

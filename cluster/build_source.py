@@ -40,11 +40,6 @@ class Source:
     converted: bool = False
     """It was made now, and not found."""
 
-    @property
-    def ranks(self) -> tuple[int, ...]:
-        """Those with a file."""
-        return self.manifest.stored_ranks
-
 
 @contextmanager
 def source_of(options: BuildOptions, store: Store, report: Reporter) -> Iterator[Source]:

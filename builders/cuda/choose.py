@@ -20,7 +20,7 @@ from builders.kernels.driver import Compiled, Kernels
 from builders.kernels.tune import Candidate, GraphTimer, rounds_for, tune
 from builders.units import Heard
 
-_MOST_ROUNDS, _LIKELIEST = 24, 3
+_MOST_ROUNDS = 24
 
 
 def choose(plan: KernelPlan, exclusive: Callable[[], AbstractContextManager[None]], heard: Heard) -> Choice:

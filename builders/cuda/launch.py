@@ -65,7 +65,8 @@ class Kernel(Protocol):
         runner(self.calls(config, args, out, launch))
 
     def scratch(self, config: Config, args: Sequence[Any]) -> ScratchSize:
-        """What `calls` needs of the scratch."""
+        """What `calls` needs of the scratch: nothing, unless told."""
+        return ScratchSize()
 
 
 def batch_buckets(most: int) -> list[int]:
@@ -128,6 +129,27 @@ def _layer(args: Sequence[Any]) -> Linear:
     return Linear(weight=weight, bias=bias, norm=before, activation=named, gated=gated)
 
 
+def _paged(
+    k: Tensor,
+    v: Tensor,
+    positions: Tensor,
+    sequences: Tensor,
+    table: Tensor,
+    k_scale: Tensor | None,
+    v_scale: Tensor | None,
+) -> Paged:
+    """In the order in which the fused operators have them."""
+    return Paged(
+        k=k,
+        v=v,
+        block_table=table,
+        positions=positions,
+        sequences=sequences,
+        k_scale=k_scale,
+        v_scale=v_scale,
+    )
+
+
 class WriteKernel(Kernel):
     """fused.rotate_and_write; its work grows with the rows, its kernel does not change."""
 
@@ -143,20 +165,9 @@ class WriteKernel(Kernel):
 
     def calls(self, config: Config, args: Sequence[Any], out: Tensor, launch: Launch) -> list[Call]:
         qkv, cos, sin, k, v, positions, sequences, table, k_scale, v_scale, _heads, clip = args
-        paged = Paged(
-            k=k,
-            v=v,
-            block_table=table,
-            positions=positions,
-            sequences=sequences,
-            k_scale=k_scale,
-            v_scale=v_scale,
-        )
+        paged = _paged(k, v, positions, sequences, table, k_scale, v_scale)
         angles = None if cos is None else (cos, sin)
         return rotate_and_write(qkv, angles, paged, config, out=out, clip=clip)
-
-    def scratch(self, config: Config, args: Sequence[Any]) -> ScratchSize:
-        return ScratchSize()
 
 
 class AttendKernel(Kernel):
@@ -176,15 +187,7 @@ class AttendKernel(Kernel):
 
     def calls(self, config: Config, args: Sequence[Any], out: Tensor, launch: Launch) -> list[Call]:
         q, k, v, positions, sequences, _lengths, table, slopes, k_scale, v_scale, scale, window = args
-        paged = Paged(
-            k=k,
-            v=v,
-            block_table=table,
-            positions=positions,
-            sequences=sequences,
-            k_scale=k_scale,
-            v_scale=v_scale,
-        )
+        paged = _paged(k, v, positions, sequences, table, k_scale, v_scale)
         attention = Attention(heads=q.shape[1], scale=scale, window=window, slopes=slopes)
         if launch.tiles is not None:
             tiles = launch.tiles(config.blocks["BLOCK_M"])

@@ -19,12 +19,12 @@ from builders.cuda.target import obstacle
 from builders.cuda.unit import Choice, new_scratch, read_choice
 from builders.cuda.weights import read_to_device
 from builders.engine import Piece, Pieces, TorchEngine
+from builders.engine_folder import new_caches
 from builders.engine_manifest import TorchManifest, check_unit, unit_folder
 from builders.errors import EngineError
 from builders.kernels.driver import Kernels
 from builders.kernels.linear import ScratchSize
 from builders.mapping import rank_shape
-from builders.ops import LayerCache
 from builders.program import Program
 
 
@@ -40,7 +40,7 @@ def load_cuda(
     weights = rank_tensors(folder, checkpoint, rank, read=lambda file: read_to_device(file, device))
     constants = rank_constants(checkpoint.spec, checkpoint.mapping, rank)
     tensors = {name: value.to(device) for name, value in (weights | constants).items()}
-    caches = _caches(manifest, rank, num_blocks + 1, device)
+    caches = new_caches(manifest, rank, num_blocks + 1, device=device)
     found = choices_of(folder, manifest)
     context = _context(found.values(), device)
     ready = _with_kernels(pieces, {key: choice.config for key, choice in found.items()}, context)
@@ -80,22 +80,11 @@ def _with_kernels(pieces: Pieces, choices: Choices, context: Context) -> Pieces:
     )
 
 
-def _caches(manifest: TorchManifest, rank: int, num_blocks: int, device: str) -> list[LayerCache]:
-    checkpoint = manifest.checkpoint
-    held = rank_shape(checkpoint.spec, checkpoint.mapping, rank)
-    size = (num_blocks, manifest.limits.tokens_per_block, held.num_kv_heads, checkpoint.spec.head_dim)
-    dtype = getattr(torch, checkpoint.dtype)
-    return [LayerCache(k=_zeros(size, dtype, device), v=_zeros(size, dtype, device)) for _ in held.layers]
-
-
-def _zeros(size: tuple[int, ...], dtype: torch.dtype, device: str) -> Tensor:
-    return torch.zeros(size, dtype=dtype, device=device)
-
-
 def _input(manifest: TorchManifest, *, first: bool, device: str) -> Tensor:
     """Token ids, or the hidden states of the stage before."""
     most = manifest.limits.max_sequences
     if first:
         return torch.zeros(most, dtype=torch.int64, device=device)
     checkpoint = manifest.checkpoint
-    return _zeros((most, checkpoint.spec.hidden_size), getattr(torch, checkpoint.dtype), device)
+    dtype = getattr(torch, checkpoint.dtype)
+    return torch.zeros(most, checkpoint.spec.hidden_size, dtype=dtype, device=device)

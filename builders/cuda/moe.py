@@ -12,7 +12,6 @@ from builders.cuda.example import ANY, Load
 from builders.cuda.launch import Kernel, Launch, batch_buckets
 from builders.cuda.site import Site
 from builders.kernels.call import Call, Config
-from builders.kernels.linear import ScratchSize
 from builders.kernels.moe import (
     COMBINE_CONFIGS,
     Experts,
@@ -67,9 +66,6 @@ class MoeKernel(Kernel):
             ups = few_up(x, experts, routed, config, hidden=hidden)
             return [*first_calls, *ups, *few_down(hidden, experts, routed, config, out=out)]
         return [*first_calls, *_grouped(x, hidden, experts, routed, config, out)]
-
-    def scratch(self, config: Config, args: Sequence[Any]) -> ScratchSize:
-        return ScratchSize()
 
 
 def _sizes(site: Site) -> tuple[int, ...]:

@@ -113,6 +113,11 @@ def require_free(root: Path, what: str, needs_bytes: int) -> None:
         )
 
 
+def holds_nothing(path: Path) -> bool:
+    """Nothing there, or a folder with nothing in it."""
+    return not path.exists() or (path.is_dir() and not any(path.iterdir()))
+
+
 def remove_if_empty(folder: Path) -> None:
     """Remove a folder unless somebody has something in it."""
     with suppress(OSError):
