@@ -113,7 +113,7 @@ class KVCache:
             digest = self._digest(table.digests[-1], tokens, index)
             table.digests.append(digest)
             block = table.blocks[index]
-            if digest not in self._block_of and block not in self._digest_of:
+            if digest not in self._block_of:
                 self._block_of[digest] = block
                 self._digest_of[block] = digest
 

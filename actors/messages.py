@@ -39,6 +39,8 @@ class Admitted(Struct, frozen=True, array_like=True):
     tokens: bytes
     """All that are known, as `packed` makes them: the prompt, and what was generated before a preemption."""
     num_prompt: int
+    blocks: tuple[int, ...]
+    namespace: str = ""
 
 
 class Fork(Struct, frozen=True, array_like=True):

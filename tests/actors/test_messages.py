@@ -58,7 +58,7 @@ MESSAGES = {
         StepPlan,
         COUNT,
         TOKENS,
-        several(st.builds(Admitted, COUNT, st.text(), COUNT, PARAMS, st.binary(), COUNT)),
+        several(st.builds(Admitted, COUNT, st.text(), COUNT, PARAMS, st.binary(), COUNT, TOKENS, st.text())),
         several(st.builds(Fork, COUNT, COUNT, COUNT)),
         several(st.builds(Assigned, COUNT, COUNT, TOKENS)),
         several(st.tuples(COUNT, COUNT)),
