@@ -56,6 +56,11 @@ class KVCache:
         """Blocks that can be handed out."""
         return len(self._free) + len(self._unheld)
 
+    @property
+    def num_references(self) -> int:
+        """Places in tables, over all of them."""
+        return sum(self._holders)
+
     def blocks_for(self, num_tokens: int) -> int:
         return -(-num_tokens // self.tokens_per_block)
 

@@ -56,7 +56,8 @@ class Scheduler:
         """The cache's own, and that nobody has blocks who should not."""
         cache, running = self._residents.cache, self._residents.running
         cache.check_integrity()
-        assert sum(len(one.table.blocks) for one in running if one.table) == sum(cache._holders), "all run"
+        held = sum(len(one.table.blocks) for one in running if one.table)
+        assert held == cache.num_references, "who has blocks runs"
         for lane in self._lanes:
             assert len(set(lane.free)) == len(lane.free), "no slot is free twice"
         if not running:
@@ -73,9 +74,16 @@ class Scheduler:
         self._texts.cancel(request, index)
 
     def schedule(self) -> StepPlan | None:
-        """The next step, or None while there is nothing that can be computed."""
-        lane = self._lanes[self._turn % len(self._lanes)]
-        self._turn += 1
+        """The next step, of the next lane that has one, or None while there is nothing that can be computed."""
+        for _ in self._lanes:
+            lane = self._lanes[self._turn % len(self._lanes)]
+            self._turn += 1
+            plan = self._step_of(lane)
+            if plan:
+                return plan
+        return None
+
+    def _step_of(self, lane: Lane) -> StepPlan | None:
         self._make_room(lane)
         decode, issued = bits_of(lane.mask), Issued(self._step, lane.rows())
         runners, lane.ready = lane.ready, []

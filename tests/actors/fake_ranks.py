@@ -101,7 +101,11 @@ class FakeRanks:
 
     def execute(self, plan: StepPlan) -> StepResult:
         plan = messages.decode(StepPlan, messages.encode(plan))
-        self._take_in(plan)
+        self.take_in(plan)
+        return messages.decode(StepResult, messages.encode(self.compute(plan)))
+
+    def compute(self, plan: StepPlan) -> StepResult:
+        """What a plan samples, once it is taken in."""
         self._before = dict(self.cache)
         tokens: list[int] = []
         for number in slots_of(plan.decode):
@@ -120,10 +124,9 @@ class FakeRanks:
                 self._sample(number, state, tokens)
         beams = tuple(self._decide(beams, states) for beams in plan.beams)
         logprobs = self._logprobs(plan, tokens)
-        result = StepResult(plan.step, tuple(tokens), logprobs, beams)
-        return messages.decode(StepResult, messages.encode(result))
+        return StepResult(plan.step, tuple(tokens), logprobs, beams)
 
-    def _take_in(self, plan: StepPlan) -> None:
+    def take_in(self, plan: StepPlan) -> None:
         for number in plan.released:
             del self.slots[number]
         for admitted in plan.admitted:

@@ -1,0 +1,302 @@
+"""The scheduler's promises, one by one; all of them together are in test_scheduler_histories.py."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from actors.messages import Request, StepPlan, StepResult, Tokens, encode, slots_of
+from actors.sampling_params import SamplingParams
+from actors.scheduler import Scheduler
+from builders.errors import UserError
+from builders.limits import Limits
+from tests.actors.fake_ranks import EOS, FakeRanks, alone, beams_alone
+
+BLOCK = 4
+
+
+def limits_of(**changes: int) -> Limits:
+    values = {"max_batch_size": 4, "max_input_len": 64, "max_seq_len": 96, "max_num_tokens": 32}
+    return Limits(**{**values, "max_beam_width": 4, "tokens_per_block": BLOCK, **changes})
+
+
+def a_request(name: str, prompt: range | list[int], **params: Any) -> Request:
+    given = {"temperature": 0, "max_tokens": 8, "ignore_eos": True, **params}
+    return Request(name, tuple(prompt), SamplingParams(**given))
+
+
+class Service:
+    """A scheduler and ranks; every step's plan and news are kept."""
+
+    def __init__(self, limits: Limits, num_blocks: int = 64, **options: Any) -> None:
+        self.scheduler = Scheduler(limits, num_blocks, eos=[EOS], **options)
+        self.ranks = FakeRanks(num_blocks, BLOCK)
+        self.plans: list[StepPlan] = []
+        self.news: list[Tokens] = []
+
+    def step(self) -> StepPlan:
+        plan = self.scheduler.schedule()
+        assert plan is not None, "there is work"
+        self.plans.append(plan)
+        self.news += self.scheduler.update(self.ranks.execute(plan))
+        self.scheduler.check_integrity()
+        return plan
+
+    def finish(self) -> None:
+        while self.scheduler.has_work:
+            self.step()
+
+    def text(self, request: str, index: int = 0) -> tuple[int, ...]:
+        return tuple(
+            t for one in self.news if (one.request, one.index) == (request, index) for t in one.tokens
+        )
+
+
+def test_a_long_prompt_is_cut_and_others_decode_meanwhile() -> None:
+    service = Service(limits_of(max_num_tokens=10))
+    service.scheduler.add(a_request("short", [1]))
+    service.step()
+    service.scheduler.add(a_request("long", range(25)))
+    cuts = [service.step() for _ in range(3)]
+    assert [slots_of(plan.decode) for plan in cuts] == [[0], [0], [0]]
+    assert [(c.start, c.count, c.sampled) for p in cuts for c in p.chunks] == [
+        (0, 9, ()),
+        (9, 9, ()),
+        (18, 7, (1,)),
+    ]
+    service.finish()
+    for name, prompt in (("short", [1]), ("long", range(25))):
+        assert service.text(name) == alone(a_request(name, prompt), 0, 96)
+
+
+def test_a_prompt_that_was_there_is_not_computed_again() -> None:
+    service = Service(limits_of())
+    service.scheduler.add(a_request("first", range(20)))
+    service.finish()
+    service.scheduler.add(a_request("second", [*range(16), 99]))
+    plan = service.step()
+    assert [(chunk.start, chunk.count) for chunk in plan.chunks] == [(16, 1)]
+    service.finish()
+    usage = service.news[-1].usage
+    assert usage is not None and usage.cached_tokens == 16
+
+
+def test_generated_text_is_found_too() -> None:
+    """The next turn of a chat starts with the last answer."""
+    service = Service(limits_of())
+    service.scheduler.add(a_request("turn", range(10), max_tokens=11))
+    service.finish()
+    service.scheduler.add(a_request("next", [*range(10), *service.text("turn"), 5]))
+    assert service.step().chunks[0].start == 20
+
+
+def test_texts_of_one_request_share_its_prompt() -> None:
+    service = Service(limits_of())
+    request = a_request("r", range(10), n=3, temperature=1.0, max_tokens=20)
+    service.scheduler.add(request)
+    assert sum(chunk.count for chunk in service.step().chunks) == 10
+    assert service.scheduler._residents.cache.num_references == 9
+    assert service.scheduler._residents.cache.num_available == 64 - 5
+    service.finish()
+    texts = [service.text("r", index) for index in range(3)]
+    assert texts == [alone(request, index, 96) for index in range(3)]
+    assert len(set(texts)) == 3
+
+
+def test_the_youngest_is_sent_back_and_goes_on_where_it_was() -> None:
+    service = Service(limits_of(), num_blocks=10)
+    requests = [
+        a_request(name, range(start, start + 12), max_tokens=16) for name, start in (("a", 0), ("b", 50))
+    ]
+    for request in requests:
+        service.scheduler.add(request)
+    service.finish()
+    assert [one.request for plan in service.plans for one in plan.admitted] == ["a", "b", "b"]
+    again = service.plans[-1].admitted or [one for plan in service.plans for one in plan.admitted][-1:]
+    assert len(again[0].tokens) > 4 * 12 and again[0].num_prompt == 12
+    for request in requests:
+        assert service.text(request.id) == alone(request, 0, 96)
+
+
+def test_admission_is_in_order_even_when_a_later_one_would_fit() -> None:
+    service = Service(limits_of(), num_blocks=12)
+    service.scheduler.add(a_request("a", range(30)))
+    service.scheduler.add(a_request("b", range(40, 70)))
+    service.scheduler.add(a_request("c", [1]))
+    service.finish()
+    assert [one.request for plan in service.plans for one in plan.admitted] == ["a", "b", "c"]
+
+
+def test_a_long_request_gets_on_in_a_stream_of_short_ones() -> None:
+    service = Service(limits_of(max_batch_size=2), num_blocks=16)
+    service.scheduler.add(a_request("short", [1], max_tokens=3))
+    service.scheduler.add(a_request("long", range(40), max_tokens=20))
+    steps = 0
+    while not any(one.request == "long" and one.finish for one in service.news):
+        service.scheduler.add(a_request(f"s{steps}", [2, steps], max_tokens=3))
+        service.step()
+        steps += 1
+        assert steps < 40, "it gets on"
+
+
+def test_a_step_is_planned_while_those_before_it_run() -> None:
+    service = Service(limits_of())
+    request = a_request("r", range(3), max_tokens=5)
+    service.scheduler.add(request)
+    results = []
+    while (plan := service.scheduler.schedule()) is not None:
+        results.append(service.ranks.execute(plan))
+    assert len(results) == 5, "not one step more than its tokens"
+    for result in results:
+        service.news += service.scheduler.update(result)
+    assert service.text("r") == alone(request, 0, 96)
+    service.scheduler.check_integrity()
+
+
+def test_lanes_take_turns_and_share_the_sequences() -> None:
+    service = Service(limits_of(), lanes=2)
+    for name in "abcd":
+        service.scheduler.add(a_request(name, [ord(name)]))
+    plans = [service.step() for _ in range(6)]
+    assert [slots_of(plan.decode) for plan in plans[-2:]] == [[0, 1], [4, 5]]
+    service.finish()
+    assert all(service.text(name) == alone(a_request(name, [ord(name)]), 0, 96) for name in "abcd")
+
+
+def test_right_guesses_save_steps() -> None:
+    request = a_request("r", [1, 2] * 8, max_tokens=60)
+    steps = {}
+    for drafts in (0, 4):
+        service = Service(limits_of(), draft_tokens=drafts)
+        service.scheduler.add(request)
+        service.finish()
+        assert service.text("r") == alone(request, 0, 96)
+        steps[drafts] = len(service.plans)
+    assert steps[0] == 60 and steps[4] < 50
+
+
+@pytest.mark.parametrize(
+    "params", [{"temperature": 1.0}, {"presence_penalty": 1.0}, {"min_tokens": 2}, {"num_beams": 2}]
+)
+def test_only_plain_greedy_texts_are_guessed(params: dict[str, Any]) -> None:
+    service = Service(limits_of(), draft_tokens=4)
+    service.scheduler.add(a_request("r", [1, 2] * 8, **params))
+    service.finish()
+    assert all(len(run.tokens) == 1 for plan in service.plans for run in plan.runs)
+
+
+def test_beams_fork_and_are_pruned() -> None:
+    service = Service(limits_of())
+    request = a_request("r", range(10), num_beams=3, n=2)
+    service.scheduler.add(request)
+    service.finish()
+    assert [service.text("r", index) for index in (0, 1)] == beams_alone(request, 96)
+    scores = [one.score for one in service.news]
+    assert None not in scores and scores == sorted(scores, key=lambda score: -(score or 0.0))
+    assert any(plan.forks for plan in service.plans) and any(plan.copies for plan in service.plans)
+
+
+def test_beams_that_lack_blocks_start_anew() -> None:
+    service = Service(limits_of(), num_blocks=14)
+    older = a_request("older", range(20, 32), max_tokens=24)
+    beams = a_request("beams", range(8), num_beams=3, max_tokens=12)
+    service.scheduler.add(older)
+    service.scheduler.add(beams)
+    service.finish()
+    assert [one.request for plan in service.plans for one in plan.admitted].count("beams") > 1
+    assert service.text("beams") == beams_alone(beams, 96)[0]
+    assert service.text("older") == alone(older, 0, 96)
+
+
+@pytest.mark.parametrize("steps", [0, 1, 3])
+def test_cancelling_frees_everything_at_once(steps: int) -> None:
+    service = Service(limits_of(max_num_tokens=16))
+    service.scheduler.add(a_request("r", range(30), n=2))
+    for _ in range(steps):
+        service.step()
+    service.scheduler.cancel("r")
+    service.scheduler.check_integrity()
+    assert not service.scheduler.has_work and service.scheduler.num_running == 0
+    service.scheduler.cancel("r")
+
+
+@pytest.mark.parametrize("steps", [0, 1, 4])
+@pytest.mark.parametrize("index", [0, 1])
+def test_one_of_several_texts_is_cancelled(steps: int, index: int) -> None:
+    service = Service(limits_of(max_num_tokens=16))
+    request = a_request("r", range(30), n=2, temperature=1.0)
+    service.scheduler.add(request)
+    for _ in range(steps):
+        service.step()
+    told = len(service.text("r", index))
+    service.scheduler.cancel("r", index)
+    service.finish()
+    assert len(service.text("r", index)) == told
+    assert service.text("r", 1 - index) == alone(request, 1 - index, 96)
+
+
+def test_a_name_can_be_used_again_while_its_cancelled_step_runs() -> None:
+    service = Service(limits_of())
+    service.scheduler.add(a_request("r", range(9)))
+    plan = service.scheduler.schedule()
+    assert plan is not None
+    service.scheduler.cancel("r")
+    service.scheduler.add(a_request("r", [1, 2]))
+    service.news += service.scheduler.update(service.ranks.execute(plan))
+    service.finish()
+    assert service.text("r") == alone(a_request("r", [1, 2]), 0, 96)
+
+
+def test_the_end_says_why_and_what_it_took() -> None:
+    service = Service(limits_of())
+    request = a_request("r", range(5), stop_token_ids=(3,), max_tokens=60)
+    service.scheduler.add(request)
+    service.finish()
+    last = service.news[-1]
+    assert last.tokens == (3,) and last.finish == "stop" and last.usage is not None
+    assert last.usage.output_tokens == len(service.text("r")) < 60
+
+
+def test_a_text_ends_where_sequences_end() -> None:
+    service = Service(limits_of(max_seq_len=70))
+    service.scheduler.add(a_request("r", range(60), max_tokens=50))
+    service.finish()
+    assert len(service.text("r")) == 10 and service.news[-1].finish == "length"
+
+
+def test_results_come_in_order() -> None:
+    service = Service(limits_of())
+    service.scheduler.add(a_request("r", [1]))
+    service.scheduler.schedule()
+    with pytest.raises(AssertionError, match="order"):
+        service.scheduler.update(StepResult(5, (1,)))
+
+
+def test_a_plan_that_only_decodes_is_small() -> None:
+    service = Service(limits_of(max_batch_size=256, max_num_tokens=512), num_blocks=2048)
+    for number in range(256):
+        service.scheduler.add(a_request(f"r{number}", [number], max_tokens=20))
+    sizes = [len(encode(service.step())) for _ in range(9)]
+    assert sorted(sizes)[5] < 64
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: a_request("r", []), "prompt of 0 tokens: must have from 1 to 64"),
+        (lambda: a_request("r", range(65)), "prompt of 65 tokens: must have from 1 to 64"),
+        (lambda: a_request("r", [1], num_beams=5), "num_beams=5: more than max_beam_width=4"),
+        (lambda: a_request("r", [1], n=5), "5 texts at once: more than max_batch_size=4"),
+        (lambda: a_request("r", range(40), max_tokens=30), "may take 18 blocks of the cache, which has 16"),
+        (lambda: a_request("r", range(9), max_tokens=20, num_beams=4), "may take 26 blocks"),
+        (lambda: a_request("there", [1]), "request there: there is one of this name"),
+    ],
+)
+def test_what_can_never_be_done_is_refused(make: Callable[[], Request], words: str) -> None:
+    service = Service(limits_of(), num_blocks=16)
+    service.scheduler.add(a_request("there", [1]))
+    with pytest.raises(UserError, match=words):
+        service.scheduler.add(make())
+    service.finish()
