@@ -74,8 +74,11 @@ class Scheduler:
         self._texts.cancel(request, index)
 
     def schedule(self) -> StepPlan | None:
-        """The next step, of the next lane that has one, or None while there is nothing that can be computed."""
-        for _ in self._lanes:
+        """The next step, of the next lane that has one; None while only results can bring more to compute.
+
+        Lanes are asked twice: what one gives up for want of blocks may be what another can use.
+        """
+        for _ in range(2 * len(self._lanes)):
             lane = self._lanes[self._turn % len(self._lanes)]
             self._turn += 1
             plan = self._step_of(lane)

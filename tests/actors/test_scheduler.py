@@ -120,6 +120,19 @@ def test_the_youngest_is_sent_back_and_goes_on_where_it_was() -> None:
         assert service.text(request.id) == alone(request, 0, 96)
 
 
+def test_a_text_without_room_for_its_copy_of_the_prompt_waits() -> None:
+    service = Service(limits_of(max_num_tokens=4), num_blocks=11)
+    older = a_request("older", [1], max_tokens=30)
+    both = a_request("both", range(30), n=2, temperature=1.0)
+    service.scheduler.add(older)
+    service.scheduler.add(both)
+    service.finish()
+    assert [plan.forks for plan in service.plans if plan.forks] == []
+    assert {one.index for plan in service.plans for one in plan.admitted} == {0, 1}
+    assert service.text("older") == alone(older, 0, 96)
+    assert [service.text("both", index) for index in (0, 1)] == [alone(both, index, 96) for index in (0, 1)]
+
+
 def test_admission_is_in_order_even_when_a_later_one_would_fit() -> None:
     service = Service(limits_of(), num_blocks=12)
     service.scheduler.add(a_request("a", range(30)))

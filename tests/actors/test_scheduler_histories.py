@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict, deque
+from contextlib import suppress
 
 from hypothesis import Phase, settings
 from hypothesis import strategies as st
@@ -11,14 +12,15 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from actors.messages import Request, StepResult, Tokens
 from actors.sampling_params import SamplingParams
 from actors.scheduler import Scheduler
+from builders.errors import UserError
 from builders.limits import Limits
 from tests.actors.fake_ranks import EOS, FakeRanks, alone, beams_alone
 
-LONGEST = 24
+LONGEST = 32
 PREFIXES: list[tuple[int, ...]] = [(), (1, 1, 1, 1), (1,) * 8, (1, 1, 1, 1, 2, 2, 2, 2)]
 PARAMS = st.builds(
     SamplingParams,
-    max_tokens=st.integers(3, 14),
+    max_tokens=st.integers(3, 30),
     min_tokens=st.integers(0, 3),
     temperature=st.sampled_from([0.0, 0.0, 1.0]),
     seed=st.integers(0, 3),
@@ -34,13 +36,20 @@ BEAMS = st.builds(
     n=st.integers(1, 2),
     length_penalty=st.sampled_from([0.0, 1.0]),
 )
+Wish = tuple[tuple[int, ...], SamplingParams, str]
+PROMPTS = st.builds(
+    lambda prefix, rest: (*prefix, *rest),
+    st.sampled_from(PREFIXES),
+    st.lists(st.integers(1, 2), min_size=1, max_size=8),
+)
+WISHES = st.tuples(PROMPTS, PARAMS | PARAMS | PARAMS | BEAMS, st.sampled_from(["", "", "adapter"]))
 
 
 class Histories(RuleBasedStateMachine):
     """Requests come and are cancelled, steps are planned ahead of results."""
 
     @initialize(
-        num_blocks=st.integers(12, 20),
+        num_blocks=st.integers(10, 16),
         max_batch_size=st.integers(3, 5),
         more_tokens=st.integers(0, 12),
         lanes=st.sampled_from([1, 1, 2]),
@@ -66,18 +75,13 @@ class Histories(RuleBasedStateMachine):
         self.cancelled: set[tuple[str, int]] = set()
         self.news: defaultdict[tuple[str, int], list[Tokens]] = defaultdict(list)
 
-    @rule(
-        prefix=st.sampled_from(PREFIXES),
-        rest=st.lists(st.integers(1, 2), min_size=1, max_size=8).map(tuple),
-        params=PARAMS | BEAMS,
-        namespace=st.sampled_from(["", "", "adapter"]),
-    )
-    def add(
-        self, prefix: tuple[int, ...], rest: tuple[int, ...], params: SamplingParams, namespace: str
-    ) -> None:
-        request = Request(f"r{len(self.requests)}", prefix + rest, params, namespace)
-        self.requests[request.id] = request
-        self.scheduler.add(request)
+    @rule(wishes=st.lists(WISHES, min_size=1, max_size=4))
+    def add(self, wishes: list[Wish]) -> None:
+        for prompt, params, namespace in wishes:
+            request = Request(f"r{len(self.requests)}", prompt, params, namespace)
+            with suppress(UserError):  # more beams than the cache can hold
+                self.scheduler.add(request)
+                self.requests[request.id] = request
 
     @precondition(lambda self: self.requests)
     @rule(data=st.data())
@@ -94,6 +98,7 @@ class Histories(RuleBasedStateMachine):
     def plan(self) -> None:
         plan = self.scheduler.schedule()
         if plan is None:
+            assert self.awaited or not self.scheduler.has_work, "whoever waits for nothing is planned"
             return
         assert 0 < plan.num_tokens <= self.limits.max_num_tokens
         result = self.ranks.execute(plan)
