@@ -94,7 +94,7 @@ class Scheduler:
         copies, changes.copies = tuple(changes.copies), []  # what is forked from here on is copied later
         budget = self._limits.max_num_tokens - len(issued.decoding) - len(runners)
         chunks = self._chunks(lane, budget, issued)
-        budget -= sum(chunk.count for chunk in chunks)
+        budget -= max(sum(chunk.count for chunk in chunks), len(issued.sampled))  # nor more rows of logits
         issued.runs = [(one, self._run(one, min(budget // len(runners), one.drafts))) for one in runners]
         if not (issued.decoding or runners or chunks):
             changes.copies = [*copies, *changes.copies]

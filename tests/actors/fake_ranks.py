@@ -114,6 +114,8 @@ class FakeRanks:
         for run in plan.runs:
             slot = self.slots[run.slot]
             slot.tokens[run.start :] = run.tokens
+            limit = slot.admitted.num_prompt + slot.admitted.params.max_tokens
+            assert len(slot.tokens) < limit, "the last token is not for computing"
             for place, state in enumerate(self._computed(slot, run.start, len(run.tokens)), run.start):
                 tokens.append(next_token(state, slot.tokens[place], slot.admitted.params, slot.index))
                 states[run.slot] = state

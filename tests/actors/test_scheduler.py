@@ -36,10 +36,14 @@ class Service:
         self.plans: list[StepPlan] = []
         self.news: list[Tokens] = []
 
-    def step(self) -> StepPlan:
+    def plan(self) -> StepPlan:
         plan = self.scheduler.schedule()
         assert plan is not None, "there is work"
         self.plans.append(plan)
+        return plan
+
+    def step(self) -> StepPlan:
+        plan = self.plan()
         self.news += self.scheduler.update(self.ranks.execute(plan))
         self.scheduler.check_integrity()
         return plan
@@ -83,13 +87,16 @@ def test_a_prompt_that_was_there_is_not_computed_again() -> None:
     assert usage is not None and usage.cached_tokens == 16
 
 
-def test_generated_text_is_found_too() -> None:
-    """The next turn of a chat starts with the last answer."""
-    service = Service(limits_of())
-    service.scheduler.add(a_request("turn", range(10), max_tokens=11))
+@pytest.mark.parametrize("drafts", [0, 3])
+@pytest.mark.parametrize(("max_tokens", "found"), [(10, 16), (11, 20)])
+def test_generated_text_is_found_too(drafts: int, max_tokens: int, found: int) -> None:
+    """The next turn of a chat starts with the last answer, whose last token was never computed."""
+    service = Service(limits_of(), draft_tokens=drafts)
+    service.scheduler.add(a_request("turn", range(10), max_tokens=max_tokens))
     service.finish()
     service.scheduler.add(a_request("next", [*range(10), *service.text("turn"), 5]))
-    assert service.step().chunks[0].start == 20
+    assert service.step().chunks[0].start == found
+    service.finish()
 
 
 def test_texts_of_one_request_share_its_prompt() -> None:
@@ -106,18 +113,41 @@ def test_texts_of_one_request_share_its_prompt() -> None:
 
 
 def test_the_youngest_is_sent_back_and_goes_on_where_it_was() -> None:
-    service = Service(limits_of(), num_blocks=10)
-    requests = [
-        a_request(name, range(start, start + 12), max_tokens=16) for name, start in (("a", 0), ("b", 50))
-    ]
+    service = Service(limits_of(max_batch_size=2), num_blocks=10)
+    requests = [a_request(name, range(place, place + 12), max_tokens=16) for place, name in enumerate("abc")]
     for request in requests:
         service.scheduler.add(request)
     service.finish()
-    assert [one.request for plan in service.plans for one in plan.admitted] == ["a", "b", "b"]
-    again = service.plans[-1].admitted or [one for plan in service.plans for one in plan.admitted][-1:]
-    assert len(again[0].tokens) > 4 * 12 and again[0].num_prompt == 12
+    admitted = [one for plan in service.plans for one in plan.admitted]
+    assert [one.request for one in admitted][:4] == ["a", "b", "b", "c"]
+    assert len(admitted[2].tokens) > 4 * 12 and admitted[2].num_prompt == 12
     for request in requests:
         assert service.text(request.id) == alone(request, 0, 96)
+
+
+@pytest.mark.parametrize(
+    ("params", "options", "num_blocks"),
+    [({}, {}, 15), ({}, {"draft_tokens": 3}, 14), ({"num_beams": 3}, {}, 16)],
+    ids=["decoding", "guessing", "beams"],
+)
+def test_who_is_sent_back_waits_for_what_is_under_way(
+    params: dict[str, Any], options: dict[str, int], num_blocks: int
+) -> None:
+    service = Service(limits_of(max_num_tokens=64), num_blocks, **options)
+    young = a_request("young", range(9), **params)
+    service.scheduler.add(a_request("old", range(40), temperature=1.0, max_tokens=12))
+    service.scheduler.add(young)
+    results: list[StepResult] = []
+    while not results or not service.scheduler.num_waiting:
+        if len(results) > 2:
+            service.news += service.scheduler.update(results.pop(0))
+        results.append(service.ranks.execute(service.plan()))
+    service.scheduler.cancel("old")
+    assert service.scheduler.schedule() is None, "its last token is not known"
+    for result in results:
+        service.news += service.scheduler.update(result)
+    service.finish()
+    assert service.text("young") == (beams_alone(young, 96)[0] if params else alone(young, 0, 96))
 
 
 def test_a_text_without_room_for_its_copy_of_the_prompt_waits() -> None:
@@ -186,6 +216,7 @@ def test_right_guesses_save_steps() -> None:
         service.scheduler.add(request)
         service.finish()
         assert service.text("r") == alone(request, 0, 96)
+        assert all(run.start + len(run.tokens) < 76 for plan in service.plans for run in plan.runs)
         steps[drafts] = len(service.plans)
     assert steps[0] == 60 and steps[4] < 50
 

@@ -102,7 +102,7 @@ class Histories(RuleBasedStateMachine):
             return
         assert 0 < plan.num_tokens <= self.limits.max_num_tokens
         result = self.ranks.execute(plan)
-        assert len(result.tokens) <= self.limits.max_num_tokens
+        assert len(result.tokens) <= self.limits.max_num_tokens, "rows of logits"
         self.awaited.append(result)
 
     @precondition(lambda self: self.awaited)
