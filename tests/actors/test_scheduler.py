@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +17,7 @@ from builders.errors import UserError
 from builders.limits import Limits
 from tests.actors.fake_ranks import EOS, FakeRanks, alone, beams_alone
 
+ROOT = Path(__file__).parent.parent.parent
 BLOCK = 4
 
 
@@ -344,3 +348,9 @@ def test_what_can_never_be_done_is_refused(make: Callable[[], Request], words: s
     with pytest.raises(UserError, match=words):
         service.scheduler.add(make())
     service.finish()
+
+
+def test_planning_takes_neither_torch_nor_ray() -> None:
+    """Nor do the modules that it imports."""
+    code = "import sys, actors.scheduler; assert not {'torch', 'ray', 'numpy'} & {*sys.modules}"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
