@@ -19,13 +19,16 @@ FORBIDDEN = {
     "cluster": {"gradio"},
     "ui": set(),
 }
-NO_TORCH = {"actors/scheduler.py": {"torch", "ray"}, "actors/kv_cache.py": {"torch", "ray"}}
+CONTROL = (
+    "beam_search changes drafts kv_cache messages residents sampling_params scheduler sequences texts".split()
+)
+NO_TORCH = {f"actors/{name}.py": {"torch", "ray"} for name in CONTROL}
 ENVIRONMENT = "cluster/settings.py"
 ENVIRONMENT_NAMES = ("environ", "environb", "getenv", "getenvb", "putenv", "unsetenv")
 VAGUE_NAMES = {"utils", "helpers", "common", "manager"}
 DEPENDENCIES = set(
-    "cupy datasets fastapi gradio huggingface_hub modelopt numpy ray rich safetensors tensorrt tensorrt_rtx "
-    "tokenizers torch transformers triton typer yaml".split()
+    "cupy datasets fastapi gradio huggingface_hub modelopt msgspec numpy ray rich safetensors tensorrt "
+    "tensorrt_rtx tokenizers torch transformers triton typer yaml".split()
 )
 FILES = sorted(file for layer in LAYERS for file in (ROOT / layer).rglob("*.py"))
 

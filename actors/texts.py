@@ -1,0 +1,205 @@
+"""The texts of all requests: how they start, take in what steps sampled, and end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from actors.beam_search import BeamGroup
+from actors.drafts import accepted
+from actors.messages import Logprobs, Request, Run, StepResult, Tokens
+from actors.residents import Residents
+from actors.sampling_params import SamplingParams
+from actors.sequences import Sequence
+from builders.errors import UserError
+from builders.limits import Limits
+
+
+@dataclass(slots=True)
+class Issued:
+    """A plan whose result is awaited, by rows."""
+
+    step: int
+    decoding: list[Sequence]
+    runs: list[tuple[Sequence, Run]] = field(default_factory=list)
+    sampled: list[Sequence] = field(default_factory=list)
+    """Those whose known tokens are all computed."""
+
+
+def check_request(request: Request, limits: Limits, num_blocks: int) -> None:
+    """Refuse what can never be done."""
+    params, length = request.params, len(request.prompt)
+    most = min(limits.max_input_len, limits.max_seq_len - 1)
+    if not 0 < length <= most:
+        raise UserError(f"prompt of {length} tokens: must have from 1 to {most}; shorten it")
+    if params.num_beams > limits.max_beam_width:
+        raise UserError(
+            f"num_beams={params.num_beams}: more than max_beam_width={limits.max_beam_width}; "
+            "use fewer, or build with more"
+        )
+    if (texts := max(params.n, params.num_beams)) > limits.max_batch_size:
+        raise UserError(
+            f"{texts} texts at once: more than max_batch_size={limits.max_batch_size}; ask for fewer"
+        )
+    limit = min(length + params.max_tokens, limits.max_seq_len)
+    shared, whole = length // limits.tokens_per_block, -(-limit // limits.tokens_per_block)
+    if (blocks := shared + params.num_beams * (whole - shared)) > num_blocks:
+        raise UserError(
+            f"prompt of {length} tokens and {limit - length} more: may take {blocks} blocks of the cache, "
+            f"which has {num_blocks}; shorten the prompt or lower max_tokens"
+        )
+
+
+def can_draft(params: SamplingParams) -> bool:
+    """Whether a token's choice depends on nothing but the text before it."""
+    plain = params.repetition_penalty == 1 and params.presence_penalty == params.frequency_penalty == 0
+    return params.is_greedy and plain and params.min_tokens == 0 and params.num_beams == 1
+
+
+@dataclass(slots=True)
+class Texts:
+    """By request, those that are not finished."""
+
+    residents: Residents
+    eos: frozenset[int]
+    max_seq_len: int
+    draft_tokens: int
+    by_request: dict[str, list[Sequence]] = field(default_factory=dict)
+    _arrivals: int = 0
+
+    def add(self, request: Request) -> None:
+        """Its first text waits, the others wait for the first."""
+        if request.id in self.by_request:
+            raise UserError(f"request {request.id}: there is one of this name; choose another")
+        number = 1 if request.params.num_beams > 1 else request.params.n
+        first, *others = texts = [self._text(request, index) for index in range(number)]
+        first.siblings = others
+        if request.params.num_beams > 1:
+            first.group = BeamGroup.of(first)
+        self._arrivals += 1
+        self.by_request[request.id] = texts
+        self.residents.wait(first)
+
+    def _text(self, request: Request, index: int) -> Sequence:
+        params = request.params
+        return Sequence(
+            request=request,
+            index=index,
+            arrival=(self._arrivals, index),
+            tokens=list(request.prompt),
+            stops=frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self.eos),
+            limit=min(len(request.prompt) + params.max_tokens, self.max_seq_len),
+            drafts=self.draft_tokens if can_draft(params) else 0,
+            frozen=len(request.prompt),
+        )
+
+    def cancel(self, request: str, index: int | None) -> None:
+        """End a request's texts, or one of them, without news."""
+        for text in [*self.by_request.get(request, ())]:
+            if index is None:
+                self._drop(text.siblings)
+                self._finish(text)
+            elif index == text.index:
+                self._cancel_one(text)
+
+    def _cancel_one(self, text: Sequence) -> None:
+        if text.siblings:  # they need its prompt
+            text.doomed, text.limit = True, 0
+            return
+        for leader in self.by_request[text.request.id]:
+            if text in leader.siblings:
+                leader.siblings.remove(text)
+                self._drop([text])
+        self._finish(text)
+
+    def _drop(self, siblings: list[Sequence]) -> None:
+        """They have no blocks yet, but may have slots."""
+        for one in siblings:
+            if one.lane:
+                one.lane.free.append(one.slot)
+                one.lane, one.slot = None, -1
+        siblings.clear()
+
+    def take(self, issued: Issued, result: StepResult) -> list[Tokens]:
+        """A step's result, to each what is its own; the news."""
+        news: list[Tokens] = []
+        count = len(issued.decoding)
+        self._append(issued.decoding, 0, result, news)
+        for one, run in issued.runs:
+            self._verify(one, run, count, result, news)
+            count += len(run.tokens)
+        self._append(issued.sampled, count, result, news)
+        for one in issued.sampled:
+            if one.drafts and one.lane:
+                one.lane.ready.append(one)
+        self._decide(issued, result, news)
+        return news
+
+    def _append(self, rows: list[Sequence], first: int, result: StepResult, news: list[Tokens]) -> None:
+        """One token for each; no more than is needed, as this is done for every token."""
+        tokens, logprobs = result.tokens[first : first + len(rows)], result.logprobs
+        for row, (one, token) in enumerate(zip(rows, tokens, strict=True), first):
+            if one.finished:
+                continue
+            known = one.tokens
+            known.append(token)
+            if token in one.stops or len(known) >= one.limit or logprobs:
+                self._tell(one, (token,), row, result, news)
+            else:
+                news.append(Tokens(one.request.id, one.index, (token,)))
+
+    def _verify(self, one: Sequence, run: Run, first: int, result: StepResult, news: list[Tokens]) -> None:
+        """A run's sampled tokens, as far as its drafts were right."""
+        one.busy = False
+        if one.finished or one.group:
+            return
+        sampled = result.tokens[first : first + len(run.tokens)]
+        taken: list[int] = []
+        for token in sampled[: 1 + accepted(run.tokens[1:], sampled)]:
+            taken.append(token)
+            one.tokens.append(token)
+            if one.end_at(token):
+                break
+        one.frozen = len(one.tokens)
+        self._tell(one, tuple(taken), first, result, news)
+        if one.lane:
+            one.lane.ready.append(one)
+
+    def _tell(
+        self, one: Sequence, tokens: tuple[int, ...], first: int, result: StepResult, news: list[Tokens]
+    ) -> None:
+        """The news of tokens that were appended, and the end, if the last of them is one."""
+        rows = range(first, first + len(tokens))
+        details: tuple[Logprobs, ...] = tuple(result.logprobs[row] for row in rows if row in result.logprobs)
+        finish = one.end_at(tokens[-1])
+        if not one.doomed:
+            usage = one.usage() if finish else None
+            news.append(Tokens(one.request.id, one.index, tokens, finish, usage, details))
+        if finish:
+            self._finish(one)
+
+    def _decide(self, issued: Issued, result: StepResult, news: list[Tokens]) -> None:
+        """Beam searches whose step this was go on, if they were not sent back to wait meanwhile."""
+        groups = {one.request.id: one.group for one, _ in issued.runs if one.group}
+        for group in groups.values():
+            group.busy = False
+        for decision in result.beams:
+            group = groups[decision.request]
+            if group.is_resident and not group.root.finished:
+                found = group.apply(decision, self.residents)
+                news += found
+                if found:
+                    self._finish(group.root)
+
+    def _finish(self, text: Sequence) -> None:
+        """Give up all that it has."""
+        text.finished = True
+        texts = self.by_request[text.request.id]
+        texts.remove(text)
+        if not texts:
+            del self.by_request[text.request.id]
+        if text.group and text.group.is_resident:
+            text.group.leave(self.residents)
+        elif text.table:
+            self.residents.leave(text)
+        elif text in self.residents.waiting:
+            self.residents.waiting.remove(text)
