@@ -35,7 +35,7 @@ def _nucleus(scores: Tensor, top_p: Tensor) -> Tensor:
     below = weights.cumsum(-1)
     limit = ((1 - top_p) * below[:, -1].double()).floor().long()
     dropped = below <= limit.masked_fill(top_p >= 1, -1)[:, None]
-    dropped[:, -1] = False
+    dropped[:, -1].fill_(False)
     return scores.masked_fill(dropped.scatter(1, places, dropped), NEVER)
 
 

@@ -12,6 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers import (
     LogitsProcessorList,
     MinNewTokensLengthLogitsProcessor,
@@ -255,6 +257,51 @@ def test_ends_are_barred_until_there_are_enough_tokens() -> None:
     ignoring = SamplingParams(temperature=0, min_tokens=2, stop_token_ids=(2,), ignore_eos=True)
     sampler.admit(0, ignoring, [1, 1, 1])
     assert [tokens_of(sampler, logits, tensors(0), tensors(at))[0] for at in (3, 4, 5)] == [3, 3, 2]
+
+
+class OnDevice(TorchDispatchMode):
+    """Every operation's tensors are on the meta device, which has no values to wait for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        leaves = tree_leaves((args, kwargs, result))
+        assert {leaf.device.type for leaf in leaves if isinstance(leaf, Tensor)} == {"meta"}, func
+        self.operations.append(func.overloadpacket.__name__)
+        return result
+
+
+EVERYTHING = SamplingParams(
+    seed=1,
+    temperature=0.5,
+    top_k=5,
+    top_p=0.9,
+    min_p=0.1,
+    min_tokens=3,
+    logit_bias={4: 1.0},
+    frequency_penalty=1,
+    logprobs=3,
+)
+
+
+def test_a_step_neither_waits_for_the_device_nor_sends_anything_there() -> None:
+    """What a CUDA graph asks for; and a greedy step is one operation."""
+    sampler = Sampler(slots=4, vocab_size=VOCAB, eos_token_ids=EOS, device="meta")
+    rows = [
+        torch.zeros(3, *shape, dtype=dtype, device="meta")
+        for shape, dtype in (((VOCAB,), torch.float32), ((), torch.int64), ((), torch.int64))
+    ]
+    sampler.admit(0, SamplingParams(temperature=0), [1])
+    with OnDevice() as greedy:
+        sampler.sample(*rows)
+    assert greedy.operations == ["argmax"]
+    sampler.admit(1, EVERYTHING, [1])
+    with OnDevice() as everything:
+        sampler.sample(*rows)
+    assert {"sort", "topk", "scatter_add", "scatter_add_", "log1p_"} <= set(everything.operations)
 
 
 def test_slots_are_given_once_and_come_back_clean() -> None:
