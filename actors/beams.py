@@ -93,16 +93,16 @@ class BeamSearch:
         """What goes on after each running beam was extended by its likeliest tokens; none when it is done."""
         candidates = self._candidates(scores, tokens)
         self.length += 1
-        full_length = self.length >= self.max_tokens
-        enders = [full_length or candidate.token in self.ends for candidate in candidates]
-        best = [c for c, ends in zip(candidates, enders, strict=True) if not ends][: self.params.num_beams]
+        most = self.params.num_beams
         # Only the best of all may finish: the others are there so that enough go on.
-        top = self.params.num_beams
-        self._finish([c for c, ends in zip(candidates[:top], enders[:top], strict=True) if ends])
-        going_on = [Beam(token=c.token, parent=c.beam) for c in best]
-        self._running = [(c.score, _Node(c.token, self._running[c.beam][1])) for c in best]
-        self.done = full_length or not best or self._is_settled()
-        return [] if self.done else going_on
+        self._finish([candidate for candidate in candidates[:most] if self._ends(candidate)])
+        going_on = [candidate for candidate in candidates if not self._ends(candidate)][:most]
+        self._running = [(c.score, _Node(c.token, self._running[c.beam][1])) for c in going_on]
+        self.done = not going_on or self._is_settled()
+        return [] if self.done else [Beam(token=c.token, parent=c.beam) for c in going_on]
+
+    def _ends(self, candidate: _Candidate) -> bool:
+        return self.length >= self.max_tokens or candidate.token in self.ends
 
     def _candidates(
         self, scores: Sequence[Sequence[float]], tokens: Sequence[Sequence[int]]
@@ -117,8 +117,6 @@ class BeamSearch:
 
     def _finish(self, enders: list[_Candidate]) -> None:
         """Keep the best so many of the finished texts, old and new."""
-        if self.params.early_stopping and self._is_full:
-            return
         new = [
             (self._ranked(c.score), _Node(c.token, self._running[c.beam][1]), c.token in self.ends)
             for c in enders

@@ -1,8 +1,11 @@
 """Chooses tokens from logits on the device, every row as its request wants it.
 
-The order: penalties, biases, ends that come too early, temperature, top-k, top-p, min-p, a draw. A row's
-result does not depend on the other rows. `sample` never waits for the device, and reads nothing from the host
-but what its `needs` say, so a CUDA graph can hold it for every number of rows, needs and `layout`.
+The order: penalties, biases, ends that come too early, temperature, top-k, top-p, min-p, a draw. `sample`
+never waits for the device, and reads nothing from the host but what its `needs` say, so a CUDA graph can hold
+it for every number of rows, needs and `layout`.
+
+From equal logits a row's token does not depend on the other rows. Devices differ in the last digit of a
+logarithm, so about one draw in a million, between tokens that are nearly even, may differ between them.
 """
 
 from __future__ import annotations
@@ -192,7 +195,8 @@ class Sampler:
         """Choose a token for every row of logits [R, V] float32, and count it where penalties need that.
 
         slots [R] are the rows' slots; positions [R] are the places of the new tokens in their sequences, the
-        prompt included. `needs` must cover the slots'; without it, those of all admitted requests are met.
+        prompt included. `needs` must cover the slots'; without it, those of all admitted requests are met. A
+        slot with penalties can have one row: the next token's score depends on what this one is.
         """
         needs = needs or self._all_needs
         scores = self.adjusted(logits, slots, positions, needs)

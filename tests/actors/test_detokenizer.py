@@ -180,6 +180,17 @@ def test_wrong_bytes_are_shown_and_forgotten() -> None:
     assert "".join(pieces_of(tokenizer, ids)) == "� a" + "�" * 50 + "€" * 12 + "� a"  # type: ignore[arg-type]
 
 
+def test_a_replacement_character_that_is_meant_keeps_its_place() -> None:
+    tokenizer = byte_tokens()
+    tokenizer.add_tokens(["�"])
+    try:
+        ids = tokenizer.convert_tokens_to_ids(["a", "�", "<0xE2>", "<0x82>", "<0xAC>", "�", "a"])
+        pieces = pieces_of(tokenizer, ids)  # type: ignore[arg-type]
+        assert "".join(pieces) == whole(tokenizer, ids) == "a �€ �a"  # type: ignore[arg-type]
+    finally:
+        byte_tokens.cache_clear()
+
+
 def test_words_that_look_like_byte_tokens_are_words() -> None:
     tokenizer = byte_level()
     tokenizer.add_tokens(["<0xE2>"])

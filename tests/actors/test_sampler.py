@@ -165,6 +165,34 @@ def test_an_interrupted_request_goes_on_as_it_would_have(
         text += again
 
 
+@quick
+@given(st.lists(st.tuples(st.integers(0, 3), requests(), prompts), max_size=25), st.integers(0, 2**31))
+def test_requests_leave_nothing_behind(
+    visits: list[tuple[int, SamplingParams, list[int]]], seed: int
+) -> None:
+    """A visit ends what is in its slot or begins there; then all who are there go a step further."""
+    sampler = a_sampler(4)
+    present: dict[int, tuple[SamplingParams, list[int], list[int]]] = {}
+    for step, (slot, params, prompt) in enumerate(visits):
+        if slot in present:
+            sampler.release(slot)
+            del present[slot]
+        else:
+            sampler.admit(slot, params, prompt)
+            present[slot] = params, prompt, []
+        if not present:
+            continue
+        logits = logits_of(len(present), seed + step, scale=1.0)
+        positions = [len(prompt) + len(text) for _, prompt, text in present.values()]
+        tokens = tokens_of(sampler, logits, tensors(*present), tensors(*positions))
+        for row, (token, (params, prompt, text)) in enumerate(zip(tokens, present.values(), strict=True)):
+            fresh = a_sampler(1)
+            fresh.admit(0, params, prompt, text=text)
+            assert tokens_of(fresh, logits[row, None], tensors(0), tensors(positions[row])) == [token]
+            text.append(token)
+    assert sampler.needs(present) == Needs.union(Needs.of(params) for params, _, _ in present.values())
+
+
 def test_greedy_is_argmax_and_touches_nothing() -> None:
     sampler, logits = a_sampler(), logits_of(3)
     sampler.admit(0, SamplingParams(temperature=0), [1])
@@ -321,6 +349,19 @@ def test_slots_are_given_once_and_come_back_clean() -> None:
         sampler.release(1)
         sampler.release(0)
     assert sampler.needs([]) == Needs()
+
+
+def test_who_has_no_penalties_counts_for_nobody_else() -> None:
+    """The memory of what was said goes from slot 0 to slot 1, and slot 0 goes on without."""
+    sampler, penalized = a_sampler(2), SamplingParams(temperature=0, frequency_penalty=2)
+    logits = torch.zeros(2, VOCAB)
+    logits[:, 7], logits[:, 8] = 3, 2
+    sampler.admit(0, penalized, [1])
+    sampler.release(0)
+    sampler.admit(1, penalized, [1])
+    sampler.admit(0, SamplingParams(temperature=0), [1])
+    found = [tokens_of(sampler, logits, tensors(0, 1), tensors(at, at)) for at in (1, 2, 3)]
+    assert found == [[7, 7], [7, 8], [7, 7]]
 
 
 def test_layout_tells_when_tensors_move() -> None:
