@@ -11,6 +11,7 @@ logarithm, so about one draw in a million, between tokens that are nearly even, 
 from __future__ import annotations
 
 import secrets
+from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import astuple, dataclass, replace
 
@@ -58,7 +59,7 @@ class Needs:
 
     @classmethod
     def union(cls, several: Iterable[Needs]) -> Needs:
-        distinct = [astuple(needs) for needs in {*several, cls()}]
+        distinct = [astuple(needs) for needs in {cls(), *several}]
         names = cls.__dataclass_fields__
         return cls(
             **{name: max(values) for name, values in zip(names, zip(*distinct, strict=True), strict=True)}
@@ -114,6 +115,7 @@ class Sampler:
         self._spoken = Spoken(slots + 1, vocab_size, device)
         self._tokens = places(vocab_size, device)
         self._needs: dict[int, Needs] = {}
+        self._kinds: Counter[Needs] = Counter()
         self._all_needs = Needs()
 
     @property
@@ -153,7 +155,8 @@ class Sampler:
         if needs.penalties:
             self._spoken.open(slot, prompt, text)
         self._needs[slot] = needs
-        self._all_needs = Needs.union(self._needs.values())
+        self._kinds[needs] += 1
+        self._all_needs = Needs.union(self._kinds)
 
     def _check(self, params: SamplingParams, prompt: Sequence[int]) -> None:
         for name, tokens in (
@@ -185,7 +188,8 @@ class Sampler:
             if used:
                 additions.put(slot, {})
         self._spoken.close(slot)
-        self._all_needs = Needs.union(self._needs.values())
+        self._kinds -= Counter([needs])
+        self._all_needs = Needs.union(self._kinds)
 
     def needs(self, slots: Iterable[int]) -> Needs:
         """What the requests in these slots need."""

@@ -191,6 +191,18 @@ def test_a_replacement_character_that_is_meant_keeps_its_place() -> None:
         byte_tokens.cache_clear()
 
 
+class Loud(PreTrainedTokenizerFast):
+    """A tokenizer with a way of its own to decode."""
+
+    def _decode(self, *args: object, **options: object) -> str:
+        return super()._decode(*args, **options).upper()
+
+
+def test_a_tokenizers_own_way_is_respected() -> None:
+    tokenizer = Loud(tokenizer_object=byte_level().backend_tokenizer)
+    assert "".join(pieces_of(tokenizer, tokenizer.encode("the lazy dog 🦀"))) == "THE LAZY DOG 🦀"
+
+
 def test_words_that_look_like_byte_tokens_are_words() -> None:
     tokenizer = byte_level()
     tokenizer.add_tokens(["<0xE2>"])
