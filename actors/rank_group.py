@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 
 from actors.communicators.links import Kind
-from actors.communicators.rendezvous import host_store
+from actors.communicators.rendezvous import call_off, host_store
 from actors.rank_actors import RankActors, Room, here
 from actors.rank_worker import RankSetup, RankWorker, Whereabouts
 from actors.step_messages import StepAnswer, StepOrder, decode, encode
@@ -114,7 +114,12 @@ class RankGroup:
         serving = self._actors.serve(
             self._setup, lambda where: self._head.endpoints(same_node=where.node == near)
         )
-        return Vigil(self._head, self._actors.where, serving, self._plan.bounds, self._actors.kill)
+        return Vigil(self._head, self._actors.where, serving, self._plan.bounds, self._give_up)
+
+    def _give_up(self) -> None:
+        """End every wait: those for ranks that load, and those for ranks that compute."""
+        call_off(self._store)
+        self._actors.kill()
 
     def _setup(self, rank: int) -> RankSetup:
         plan = self._plan

@@ -15,6 +15,9 @@ from builders.errors import PeerError
 _ROLL_CALL_S = 2.0
 """How much later than the first a peer may notice that the same wait has failed."""
 
+_OVER = "over"
+"""What the store holds once nothing that is waited for will come."""
+
 
 def host_store(host: str, timeout_s: float) -> TCPStore:
     """A store for everyone who is told its host and `port`. It lasts as long as this object."""
@@ -26,6 +29,11 @@ def join_store(host: str, port: int, timeout_s: float) -> TCPStore:
     """The store that another process hosts."""
     timeout = timedelta(seconds=timeout_s)
     return TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=timeout)
+
+
+def call_off(store: Store) -> None:
+    """Whoever waits for a group to form, or will, waits no longer."""
+    store.set(_OVER, "")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,10 +69,9 @@ class Rendezvous:
         """Wait until all members are here."""
         missing = self._roll_call("here", self.timeout_s)
         if missing:
-            raise PeerError(
-                f"rank {self.rank}: {_named(missing)} did not come to group {self.name} "
-                f"within {self.timeout_s:g} s"
-            )
+            over = self.store.check([_OVER])
+            bound = "before it was called off" if over else f"within {self.timeout_s:g} s"
+            raise PeerError(f"rank {self.rank}: {_named(missing)} did not come to group {self.name} {bound}")
 
     def fail(self, action: str, cause: str) -> NoReturn:
         """Say which members did not fail in the same way: a wait was in vain because of them."""
@@ -85,7 +92,7 @@ class Rendezvous:
     def _silent(self, word: str, deadline: float) -> list[int]:
         while True:
             silent = [rank for rank in self.ranks if not self.scope.check([f"{word}/{rank}"])]
-            if not silent or time.monotonic() > deadline:
+            if not silent or time.monotonic() > deadline or self.store.check([_OVER]):
                 return silent
             time.sleep(0.01)
 

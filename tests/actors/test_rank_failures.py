@@ -7,13 +7,15 @@ import re
 import signal
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from actors.rank_actors import Room
 from actors.rank_group import GroupPlan, RankGroup
-from actors.step_messages import StepOrder, encode, order_of
+from actors.step_messages import encode, order_of
 from actors.vigil import Bounds
 from builders.errors import WorkerError
 from builders.mapping import Mapping
@@ -65,17 +67,17 @@ def test_a_killed_rank(layout: str, inside: bool, struck: int, engines: dict[str
             second_step(opened)
         with pytest.raises(WorkerError, match=named(opened, struck)):  # it stays so
             second_step(opened)
-        assert all(is_gone(where.pid) for where in opened.where.values())
+    assert all(is_gone(where.pid) for where in opened.where.values())
 
 
-@pytest.mark.parametrize(("layout", "inside", "struck"), CASES)
+@pytest.mark.parametrize(("layout", "inside", "struck"), CASES[:3])
 def test_a_stopped_rank(layout: str, inside: bool, struck: int, engines: dict[str, Path]) -> None:
     with group(engines[layout], inside=inside, silent_s=3.0) as opened:
         asked(opened, 1, *prefill([PROMPTS[0]]))
         os.kill(opened.where[struck].pid, signal.SIGSTOP)
         with pytest.raises(WorkerError, match=named(opened, struck) + r"no sign of life for 3\.\d s"):
             second_step(opened)
-        assert all(is_gone(where.pid) for where in opened.where.values())
+    assert all(is_gone(where.pid) for where in opened.where.values())
 
 
 def test_idle_groups_are_watched(engines: dict[str, Path]) -> None:
@@ -91,13 +93,10 @@ def test_idle_groups_are_watched(engines: dict[str, Path]) -> None:
 def test_a_rank_that_raises(engines: dict[str, Path]) -> None:
     """Only the last stage looks at which tokens are wanted."""
     ids, step = prefill([PROMPTS[0]])
-    order = order_of(1, ids, step, "tokens")
-    bad = StepOrder(
-        **{name: getattr(order, name) for name in order.__struct_fields__[:-1]}, wanted=b"\1\1\1\1"
-    )
+    bad = order_of(1, ids, replace(step, wanted=torch.tensor([999])), "tokens")
     with group(engines["pp2"]) as opened:
         opened.submit(bad)
-        with pytest.raises(WorkerError, match=named(opened, 1) + "IndexError: index 16843009 is out of"):
+        with pytest.raises(WorkerError, match=named(opened, 1) + "IndexError: index out of range"):
             opened.collect()
 
 
@@ -116,7 +115,7 @@ def test_a_rank_that_cannot_load(engines: dict[str, Path], tmp_path: Path) -> No
 
 def test_a_rank_that_waits_in_vain(engines: dict[str, Path]) -> None:
     """The order reaches the second stage alone: whom it waited for is said."""
-    with group(engines["pp2"], inside=False, wait_s=1.0, silent_s=4.0) as opened:
+    with group(engines["pp2"], inside=False, wait_s=1.0, silent_s=3.0) as opened:
         opened._head.send(1, encode(order_of(1, *prefill([PROMPTS[0]]), "tokens")))
         with pytest.raises(WorkerError, match=r"^rank 1: receive in group line0: no answer from rank 0 \("):
             opened.collect()
