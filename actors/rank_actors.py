@@ -16,7 +16,8 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.communicators.symmetric import ENVIRONMENT
-from actors.rank_worker import RankHost, RankSetup, Whereabouts
+from actors.rank_host import RankHost, Whereabouts
+from actors.rank_worker import RankSetup
 from actors.wires import Endpoints
 from builders.errors import WorkerError
 

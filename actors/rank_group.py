@@ -12,14 +12,13 @@ from types import TracebackType
 from actors.communicators.links import Kind
 from actors.communicators.rendezvous import call_off, host_store
 from actors.rank_actors import RankActors, Room, here
-from actors.rank_worker import RankSetup, RankWorker, Whereabouts
+from actors.rank_host import Whereabouts
+from actors.rank_worker import RankSetup, RankWorker
 from actors.step_messages import StepAnswer, StepOrder, decode, encode
 from actors.vigil import Bounds, Vigil
 from actors.wires import Head
 from builders.engine_manifest import read_engine
 from builders.errors import PeerError, WorkerError
-
-_POLL_S = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +81,7 @@ class RankGroup:
         """The next answer, in the order of steps."""
         while not self._answers:
             self._vigil.check()
-            if data := self._head.receive(_POLL_S):
+            if data := self._head.receive():
                 self._answers.append(decode(StepAnswer, data))
         answer = self._answers.popleft()
         self._vigil.ended(answer.number)

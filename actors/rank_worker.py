@@ -1,20 +1,17 @@
-"""One rank of a model: its engine, its links to other ranks, and the loop that obeys orders."""
+"""One rank of a model: its engine, its links to other ranks, and its part of every step."""
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
-import ray
 import torch
 from torch import Tensor
 from torch._C._distributed_c10d import TCPStore
 
 from actors.communicators.links import Kind, open_links
 from actors.communicators.rendezvous import Rendezvous, join_store
-from actors.step_messages import StepAnswer, StepOrder, answer_of, decode, encode, step_of
-from actors.wires import Endpoints, Pulse, Tail
+from actors.step_messages import StepAnswer, StepOrder, answer_of, step_of
 from builders.engine_folder import load_engine
 from builders.engine_manifest import read_engine
 from builders.ops import Step
@@ -38,17 +35,6 @@ class RankSetup:
     """How long it may wait for them to load."""
     beat_s: float
     """How often it shows that it is alive."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Whereabouts:
-    """Where a rank's process is."""
-
-    node: str
-    """Ray's name for it."""
-    host: str
-    """The node's address."""
-    pid: int
 
 
 class RankWorker:
@@ -100,33 +86,6 @@ class RankWorker:
 
     def close(self) -> None:
         self._links.close()
-
-
-class RankHost:
-    """What a Ray actor is made of. Its calls start and end a rank; steps do not pass through Ray."""
-
-    def whereabouts(self) -> Whereabouts:
-        """Where it is; answered once everything that a rank needs is imported."""
-        context = ray.get_runtime_context()
-        return Whereabouts(node=context.get_node_id(), host=ray.util.get_node_ip_address(), pid=os.getpid())
-
-    def serve(self, setup: RankSetup, endpoints: Endpoints) -> None:
-        """Obey until this process is ended. What this raises, Ray brings to the group."""
-        with Pulse(endpoints, setup.rank, setup.beat_s) as pulse:
-            tail = Tail(endpoints, setup.rank)
-            worker = RankWorker(setup, host=self.whereabouts().host, device=_device())
-            pulse.is_ready()
-            while True:
-                order = decode(StepOrder, tail.receive())
-                if answer := worker.obey(order):
-                    tail.send(encode(answer))
-                pulse.done = order.number
-
-
-def _device() -> str | None:
-    """The one that Ray gave this actor; all are visible, see `actors.communicators.symmetric`."""
-    held = ray.get_gpu_ids()
-    return f"cuda:{held[0]}" if held else None
 
 
 def _meet(store: TCPStore, setup: RankSetup, world_size: int) -> None:

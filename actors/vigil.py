@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from actors.rank_worker import Whereabouts
+from actors.rank_host import Whereabouts
 from actors.wires import Head
 from builders.errors import PeerError, WorkerError
 

@@ -6,14 +6,19 @@ import secrets
 import tempfile
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
+import msgspec
 import zmq
 
 from actors.step_messages import Beat, decode, encode
 from builders.errors import WorkerError
+
+POLL_S = 0.05
+"""How long the head listens before it looks at other things."""
 
 _SEND_TIMEOUT_S = 5.0
 """How long a rank may leave its orders lying before that is a failure."""
@@ -37,6 +42,7 @@ class Head:
         self._orders, self._beats = (self._context.socket(kind) for kind in (zmq.ROUTER, zmq.PULL))
         self._orders.setsockopt(zmq.ROUTER_MANDATORY, 1)
         self._orders.setsockopt(zmq.SNDTIMEO, int(1000 * _SEND_TIMEOUT_S))
+        self._orders.setsockopt(zmq.RCVTIMEO, int(1000 * POLL_S))
         self._near, self._far = {}, {}
         for name, socket in (("orders", self._orders), ("beats", self._beats)):
             socket.setsockopt(zmq.LINGER, 0)
@@ -55,22 +61,24 @@ class Head:
         except zmq.ZMQError as error:
             raise WorkerError(f"rank {rank}: does not take its orders ({error})") from error
 
-    def receive(self, timeout_s: float) -> bytes | None:
-        """The next answer; None if there is none in time."""
-        if not self._orders.poll(int(1000 * timeout_s)):
+    def receive(self) -> bytes | None:
+        """The next answer; None if there is none for `POLL_S`, or what comes is not from a rank."""
+        try:
+            sender, *rest = self._orders.recv_multipart()
+        except zmq.Again:
             return None
-        sender, data = self._orders.recv_multipart()
-        return bytes(data) if sender.startswith(b"r" + self._secret) else None
+        return rest[0] if len(rest) == 1 and sender.startswith(b"r" + self._secret) else None
 
     def beats(self, timeout_s: float) -> list[Beat]:
         """Signs of life that have come; waits for the first."""
         found = []
         wait_ms = int(1000 * timeout_s)
         while self._beats.poll(wait_ms):
-            beat = decode(Beat, self._beats.recv())
             wait_ms = 0
-            if beat.secret == self._secret:
-                found.append(beat)
+            with suppress(msgspec.MsgspecError):  # from whoever found the port
+                beat = decode(Beat, self._beats.recv())
+                if beat.secret == self._secret:
+                    found.append(beat)
         return found
 
     def close(self) -> None:

@@ -68,7 +68,7 @@ def ours(head: Head, sequences: int) -> Callable[[], None]:
 
     def turn() -> None:
         head.send(1, encode(order_of(1, ids, step, "tokens")))
-        data = head.receive(10)
+        data = head.receive()
         assert data is not None, "the other process answers"
         tokens_of(decode(StepAnswer, data))
 
