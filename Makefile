@@ -5,13 +5,13 @@ BIN := .venv/bin
 .PHONY: test check long lint demo clean
 
 test: .venv/installed lint
-	$(BIN)/python -m pytest -q -n auto --dist loadgroup -m "not long"
+	$(BIN)/python -m pytest -q -n auto -m "not long"
 
 check: .venv/installed lint
-	$(BIN)/python -m pytest -q -n auto --dist loadgroup -m "not slow and not long"
+	$(BIN)/python -m pytest -q -n auto -m "not slow and not long"
 
 long: .venv/installed
-	$(BIN)/python -m pytest -q -n auto --dist loadgroup -m long
+	$(BIN)/python -m pytest -q -n auto -m long
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -1,8 +1,4 @@
-"""One real Ray for all tests of a run that need it: they are of one xdist group, so in one process.
-
-Without `--dist loadgroup`, every worker of xdist that gets such a test starts a Ray of its own: that is
-slower, not wrong.
-"""
+"""One real Ray for all tests of this folder: `tests/conftest.py` keeps them in one process of a run."""
 
 from __future__ import annotations
 

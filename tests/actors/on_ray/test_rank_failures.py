@@ -22,7 +22,7 @@ from builders.mapping import Mapping
 from tests.actors.engines import NUM_BLOCKS, PROMPTS, asked, decode, engine, prefill
 from tests.tiny import save_llama
 
-pytestmark = [pytest.mark.xdist_group("ray"), pytest.mark.usefixtures("local_ray")]
+pytestmark = pytest.mark.usefixtures("local_ray")
 
 LONG = 3000.0
 """A bound that no test lives to see: something else has to end the wait."""
@@ -70,7 +70,7 @@ def test_a_killed_rank(layout: str, inside: bool, struck: int, engines: dict[str
     assert all(is_gone(where.pid) for where in opened.where.values())
 
 
-@pytest.mark.parametrize(("layout", "inside", "struck"), CASES[:3])
+@pytest.mark.parametrize(("layout", "inside", "struck"), CASES[:2])
 def test_a_stopped_rank(layout: str, inside: bool, struck: int, engines: dict[str, Path]) -> None:
     with group(engines[layout], inside=inside, silent_s=3.0) as opened:
         asked(opened, 1, *prefill([PROMPTS[0]]))
@@ -115,7 +115,7 @@ def test_a_rank_that_cannot_load(engines: dict[str, Path], tmp_path: Path) -> No
 
 def test_a_rank_that_waits_in_vain(engines: dict[str, Path]) -> None:
     """The order reaches the second stage alone: whom it waited for is said."""
-    with group(engines["pp2"], inside=False, wait_s=1.0, silent_s=3.0) as opened:
+    with group(engines["pp2"], inside=False, wait_s=1.0, silent_s=2.0) as opened:
         opened._head.send(1, encode(order_of(1, *prefill([PROMPTS[0]]), "tokens")))
         with pytest.raises(WorkerError, match=r"^rank 1: receive in group line0: no answer from rank 0 \("):
             opened.collect()

@@ -14,7 +14,7 @@ from actors.step_messages import logits_of, order_of, tokens_of
 from builders.mapping import Mapping
 from tests.actors.engines import NUM_BLOCKS, PROMPTS, Oracle, decode, engine, generate, oracle, prefill
 
-pytestmark = [pytest.mark.xdist_group("ray"), pytest.mark.usefixtures("local_ray")]
+pytestmark = pytest.mark.usefixtures("local_ray")
 
 LAYOUTS = {
     "1": Mapping(),
