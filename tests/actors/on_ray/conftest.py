@@ -10,16 +10,14 @@ import pytest
 
 @pytest.fixture(scope="session")
 def local_ray() -> Iterator[None]:
-    """Nothing but this machine: few logical CPUs, a small object store, no dashboard."""
+    """Two nodes, both on this machine: few logical CPUs, small object stores, no dashboard."""
     import ray
+    from ray.cluster_utils import Cluster
 
-    ray.init(
-        address="local",
-        num_cpus=8,
-        object_store_memory=80 << 20,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-    )
+    node = {"num_cpus": 8, "object_store_memory": 80 << 20}
+    cluster = Cluster(initialize_head=True, head_node_args=node | {"include_dashboard": False})
+    cluster.add_node(**node)
+    ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
     yield
     ray.shutdown()
+    cluster.shutdown()

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from actors.rank_actors import Room
+from actors.rank_actors import Room, here
 from actors.rank_group import GroupPlan, RankGroup
 from actors.step_messages import encode, order_of
 from actors.vigil import Bounds
@@ -36,10 +36,17 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path
     yield {name: engine(folder / "model", mapping, folder / name) for name, mapping in layouts.items()}
 
 
-def group(folder: Path, *, inside: bool = True, **bounds: float) -> RankGroup:
+def group(folder: Path, *, inside: bool = True, room: Room | None = None, **bounds: float) -> RankGroup:
     limits = Bounds(**{"start_s": 100.0, "silent_s": LONG, "wait_s": LONG, "step_s": LONG, **bounds})
     return RankGroup(
-        GroupPlan(engine_dir=folder, num_blocks=NUM_BLOCKS, kind="gloo", inside=inside, bounds=limits)
+        GroupPlan(
+            engine_dir=folder,
+            num_blocks=NUM_BLOCKS,
+            kind="gloo",
+            inside=inside,
+            room=room or Room(),
+            bounds=limits,
+        )
     )
 
 
@@ -67,7 +74,7 @@ def test_a_killed_rank(layout: str, inside: bool, struck: int, engines: dict[str
             second_step(opened)
         with pytest.raises(WorkerError, match=named(opened, struck)):  # it stays so
             second_step(opened)
-    assert all(is_gone(where.pid) for where in opened.where.values())
+    no_process_is_left(opened)
 
 
 @pytest.mark.parametrize(("layout", "inside", "struck"), CASES[:2])
@@ -77,7 +84,18 @@ def test_a_stopped_rank(layout: str, inside: bool, struck: int, engines: dict[st
         os.kill(opened.where[struck].pid, signal.SIGSTOP)
         with pytest.raises(WorkerError, match=named(opened, struck) + r"no sign of life for 3\.\d s"):
             second_step(opened)
-    assert all(is_gone(where.pid) for where in opened.where.values())
+    no_process_is_left(opened)
+
+
+def test_a_stopped_rank_of_another_node(engines: dict[str, Path]) -> None:
+    spread = Room(strategy="STRICT_SPREAD")
+    with group(engines["tp2"], inside=False, silent_s=3.0, room=spread) as opened:
+        (far,) = (rank for rank, where in opened.where.items() if where.node != here().node)
+        asked(opened, 1, *prefill([PROMPTS[0]]))
+        os.kill(opened.where[far].pid, signal.SIGSTOP)
+        with pytest.raises(WorkerError, match=named(opened, far) + "no sign of life for 3"):
+            second_step(opened)
+    no_process_is_left(opened)
 
 
 def test_idle_groups_are_watched(engines: dict[str, Path]) -> None:
@@ -140,6 +158,14 @@ def test_no_room(engines: dict[str, Path]) -> None:
     )
     with pytest.raises(WorkerError, match=r"Ray has no room for 1 ranks of {'CPU': 1000} in time; free some"):
         RankGroup(plan)
+
+
+def no_process_is_left(closed: RankGroup) -> None:
+    """Those of another node are Ray's to end, which takes some seconds."""
+    deadline = time.monotonic() + 60
+    while not all(is_gone(where.pid) for where in closed.where.values()):
+        assert time.monotonic() < deadline, "a rank lives on"
+        time.sleep(0.05)
 
 
 def is_gone(pid: int) -> bool:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from actors.rank_actors import Room
 from actors.rank_group import GroupPlan, RankGroup
 from actors.step_messages import logits_of, order_of, tokens_of
 from builders.mapping import Mapping
@@ -75,3 +76,12 @@ def test_stages_work_on_several_batches_at_once(oracles: Callable[[str], Oracle]
         answers = [group.collect() for _ in rest]
     assert [answer.number for answer in answers] == [2, 3, 4]
     assert tokens_of(answers[-1]) == wanted.greedy[0][:1]
+
+
+def test_ranks_of_two_nodes(oracles: Callable[[str], Oracle], tmp_path: Path) -> None:
+    """Orders go over TCP to the one that is not on this node."""
+    wanted = oracles("llama2-gqa")
+    folder = engine(wanted.folder, LAYOUTS["tp2"], tmp_path / "engine")
+    with RankGroup(plan(folder, inside=False, room=Room(strategy="STRICT_SPREAD"))) as group:
+        assert len({where.node for where in group.where.values()}) == 2
+        assert generate(group) == wanted.greedy
