@@ -118,6 +118,8 @@ class RankGroup:
     def _give_up(self) -> None:
         """End every wait: those for ranks that load, and those for ranks that compute."""
         call_off(self._store)
+        if self._worker is not None:
+            self._worker.abort()
         self._actors.kill()
 
     def _setup(self, rank: int) -> RankSetup:

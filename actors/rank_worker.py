@@ -84,6 +84,10 @@ class RankWorker:
             return None
         return answer_of(order, logits)
 
+    def abort(self) -> None:
+        """From another thread: waits for other ranks end, as far as they can be ended from here."""
+        self._links.abort()
+
     def close(self) -> None:
         self._links.close()
 

@@ -60,6 +60,9 @@ class Gloo:
         self._sent = None
         del self._group
 
+    def abort(self) -> None:
+        """Gloo cannot be interrupted."""
+
     def _wait(self, action: str, start: Any) -> None:
         self._done(action, lambda: start().wait())
 

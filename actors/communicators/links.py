@@ -42,6 +42,12 @@ class Links:
             if group is not None:
                 group.finish()
 
+    def abort(self) -> None:
+        """From another thread: end waits, see `Peers.abort`."""
+        for group in (self.peers, self.line):
+            if group is not None:
+                group.abort()
+
     def close(self) -> None:
         for group in (self.peers, self.line):
             if group is not None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from actors.communicators.rendezvous import Rendezvous
+from builders.errors import PeerError
 
 _SUM = 0
 _DTYPES = {
@@ -39,6 +40,7 @@ class Nccl:
         place.arrive()
         self.rank, self.size, self._place = place.index, place.size, place
         self._device, self._error = torch.cuda.current_device(), nccl.NcclError
+        self._aborted, self._closed, self._closing = False, False, threading.Lock()
         unique = _shared_id(place, nccl.get_unique_id)
         self._comm = self._joined(lambda: nccl.NcclCommunicator(place.size, unique, place.index))
         # NCCL connects on first use, which no graph can hold.
@@ -79,6 +81,8 @@ class Nccl:
         done.record()
         deadline = time.monotonic() + self._place.timeout_s
         for look in count(1):
+            if self._aborted:
+                raise PeerError(f"rank {self._place.rank}: waiting for the device: the group was given up")
             if done.query():
                 return
             if look % _POLLS_PER_CHECK == 0:
@@ -87,7 +91,14 @@ class Nccl:
 
     def close(self) -> None:
         """Kernels that still wait for peers end. In the background: NCCL itself may wait for its network."""
-        threading.Thread(target=self._comm.abort, daemon=True).start()
+        with self._closing:
+            if not self._closed:
+                self._closed = True
+                threading.Thread(target=self._comm.abort, daemon=True).start()
+
+    def abort(self) -> None:
+        self._aborted = True
+        self.close()
 
     def _check(self, deadline: float) -> None:
         try:

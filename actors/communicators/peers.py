@@ -32,3 +32,7 @@ class Peers(Communicator, Protocol):
 
     def close(self) -> None:
         """Leave, whether or not the others do; nothing can be exchanged afterwards."""
+
+    def abort(self) -> None:
+        """From another thread: what waits for the device ends, with a `PeerError`, and so does this end of
+        the group. Where sockets are waited on, that ends with the peers' processes."""

@@ -82,6 +82,9 @@ class SymmetricMemory:
     def close(self) -> None:
         self._base.close()
 
+    def abort(self) -> None:
+        self._base.abort()
+
     def _fits(self, x: Tensor) -> bool:
         """What the kernels take: every rank's part is a whole number of vector loads."""
         return (

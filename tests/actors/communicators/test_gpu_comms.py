@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from functools import partial
 from typing import Any
 
@@ -126,6 +127,23 @@ def test_a_death_is_named_in_time(kind: Kind) -> None:
     survivor, dead = act_together(partial(opened, kind=kind), one_dies, timeout_s=10)
     assert dead == "died"
     assert survivor.startswith("rank 0: waiting for the device in group test: no answer from rank 1 (")
+
+
+def given_up(peers: Peers, index: int) -> str:
+    """Another thread ends the wait, long before its bound."""
+    peers.all_reduce(torch.ones(3, device="cuda"))
+    peers.finish()
+    if index == 0:
+        threading.Timer(1.0, peers.abort).start()
+        peers.all_reduce(torch.ones(4096, device="cuda"))
+        peers.finish()
+    return "away"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_wait_can_be_given_up(kind: Kind) -> None:
+    waiting, _ = act_together(partial(opened, kind=kind), given_up, timeout_s=3000)
+    assert waiting == "rank 0: waiting for the device: the group was given up"
 
 
 def alone(place: Rendezvous, kind: Kind) -> Peers:
