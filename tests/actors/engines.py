@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from actors.rank_group import RankGroup
 from actors.step_messages import Answer, order_of, tokens_of
 from builders.mapping import Mapping
 from builders.ops import Step
@@ -17,6 +17,9 @@ from builders.sources.hf import open_folder
 from tests.builders.test_engine import build
 from tests.convert_tools import convert_opened
 from tests.oracle import MODELS, random_model
+
+if TYPE_CHECKING:
+    from actors.rank_group import RankGroup  # takes Ray, which ranks by themselves do without
 
 PROMPTS = [[5, 17, 42, 7, 99, 3, 61], [88, 2, 30], [11]]
 """Of different lengths, in one batch."""
