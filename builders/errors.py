@@ -8,6 +8,7 @@ RankforgeError
 │   ├── ArtifactError    a checkpoint or engine of ours that is damaged, foreign or in the way
 │   └── EngineError      an engine that cannot be built for its target or run here; names the reason
 └── WorkerError          a rank's worker died or raised; names the rank and the cause (exit code 1)
+    └── PeerError        a wait for other ranks that ended without them; names those that were missing
 """
 
 
@@ -41,3 +42,7 @@ class EngineError(UserError):
 
 class WorkerError(RankforgeError):
     """A worker that failed; the message names its rank and the cause."""
+
+
+class PeerError(WorkerError):
+    """A rank waited for others in vain; the message names both."""

@@ -2,6 +2,26 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
 import torch
 
 torch.set_num_threads(1)
+
+ON_RAY = "actors/on_ray/"
+"""Tests that share one Ray, which takes seconds to start: of several processes, one runs them all."""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """As xdist would, but for those; its own groups are not seen by every pytest that this runs with."""
+    if config.getvalue("dist") != "load":
+        return None
+    from xdist.scheduler import LoadScopeScheduling
+
+    class TogetherOnRay(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return ON_RAY if ON_RAY in nodeid else nodeid
+
+    return TogetherOnRay(config, log)

@@ -28,7 +28,7 @@ ENVIRONMENT_NAMES = ("environ", "environb", "getenv", "getenvb", "putenv", "unse
 VAGUE_NAMES = {"utils", "helpers", "common", "manager"}
 DEPENDENCIES = set(
     "cupy datasets fastapi gradio huggingface_hub modelopt msgspec numpy ray rich safetensors tensorrt "
-    "tensorrt_rtx tokenizers torch transformers triton typer yaml".split()
+    "tensorrt_rtx tokenizers torch transformers triton typer yaml zmq".split()
 )
 FILES = sorted(file for layer in LAYERS for file in (ROOT / layer).rglob("*.py"))
 
@@ -174,7 +174,7 @@ def test_allowed_imports_are_allowed() -> None:
 
 def test_every_file_is_in_the_architecture_page() -> None:
     page = (ROOT / "docs/architecture.md").read_text()
-    folders = ("families", "sources", "store", "kernels", "trt", "fuse", "cuda")
+    folders = ("families", "sources", "store", "kernels", "trt", "fuse", "cuda", "communicators")
     missing = [
         file.name
         for file in FILES

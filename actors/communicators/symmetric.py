@@ -1,0 +1,102 @@
+"""The fast path inside a node: GPUs read each other's memory directly, without NCCL.
+
+Every rank has to see all devices, so rank processes run with `ENVIRONMENT`. NVLink multicast stays off.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+from torch._C._distributed_c10d import _SymmetricMemory
+
+from actors.communicators.peers import Peers
+from actors.communicators.rendezvous import Rendezvous
+
+ENVIRONMENT: Mapping[str, str] = {
+    "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1",
+    "TORCH_SYMM_MEM_DISABLE_MULTICAST": "1",
+}
+"""What a rank's process has to be started with."""
+
+BUFFER_BYTES = 16 << 20
+"""Larger tensors go through NCCL."""
+
+ONE_SHOT_BYTES = 1 << 20
+"""Divided by the ranks: up to here everyone reads all of everything, beyond each one reduces its part."""
+
+_DTYPES = (torch.float32, torch.bfloat16)
+"""What PyTorch's kernels add up."""
+
+_ALIGNED_BYTES = 16
+
+
+class SymmetricMemory:
+    """See `actors.communicators.peers.Peers`: an all-reduce of its own, everything else from `base`.
+
+    Kernels that wait for a dead peer cannot be ended but by ending the process: `finish` still raises.
+    """
+
+    def __init__(self, place: Rendezvous, base: Peers) -> None:
+        self.rank, self.size, self._base = place.index, place.size, base
+        self._name = _shared_name(place)
+        _SymmetricMemory.set_group_info(self._name, place.index, place.size, place.scope)
+        device = torch.device("cuda", torch.cuda.current_device())
+        buffer = _SymmetricMemory.empty_strided_p2p((BUFFER_BYTES,), (1,), torch.uint8, device)
+        self._handle = _SymmetricMemory.rendezvous(buffer, self._name)  # mapped while this lives
+        self._buffers = {dtype: buffer.view(dtype) for dtype in _DTYPES}
+        self._one_shot_bytes = ONE_SHOT_BYTES // place.size
+        for num_bytes in (self._one_shot_bytes, BUFFER_BYTES):  # what loads on first use, no graph can hold
+            self.all_reduce(torch.zeros(num_bytes // 4, device=device))
+        self.finish()
+
+    def all_reduce(self, x: Tensor) -> Tensor:
+        x = x.contiguous()
+        if not self._fits(x):
+            return self._base.all_reduce(x)
+        shared = self._buffers[x.dtype][: x.numel()].view(x.shape)
+        if x.nbytes <= self._one_shot_bytes:
+            return torch.ops.symm_mem.one_shot_all_reduce_copy(shared, x, "sum", self._name)  # type: ignore[no-any-return]
+        shared.copy_(x)
+        torch.ops.symm_mem.two_shot_all_reduce_(shared, "sum", self._name)
+        # The next copy into the buffer is behind this one, and no peer writes to it before it has seen that.
+        return shared.clone()
+
+    def all_gather(self, x: Tensor) -> Tensor:
+        return self._base.all_gather(x)
+
+    def broadcast(self, x: Tensor, root: int) -> Tensor:
+        return self._base.broadcast(x, root)
+
+    def send(self, x: Tensor, to: int) -> None:
+        self._base.send(x, to)
+
+    def receive(self, shape: Sequence[int], dtype: torch.dtype, source: int) -> Tensor:
+        return self._base.receive(shape, dtype, source)
+
+    def finish(self) -> None:
+        self._base.finish()
+
+    def close(self) -> None:
+        self._base.close()
+
+    def abort(self) -> None:
+        self._base.abort()
+
+    def _fits(self, x: Tensor) -> bool:
+        """What the kernels take: every rank's part is a whole number of vector loads."""
+        return (
+            x.dtype in _DTYPES
+            and 0 < x.nbytes <= BUFFER_BYTES
+            and x.nbytes % (_ALIGNED_BYTES * self.size) == 0
+            and x.data_ptr() % _ALIGNED_BYTES == 0
+        )
+
+
+def _shared_name(place: Rendezvous) -> str:
+    """PyTorch keeps groups by name as long as the process lives: no two may have the same."""
+    if place.index == 0:
+        place.scope.set("symmetric", f"{place.name}-{uuid.uuid4().hex}")
+    return place.scope.get("symmetric").decode()
