@@ -32,7 +32,7 @@ class Scheduler:
         lanes: int = 1,
         draft_tokens: int = 0,
     ) -> None:
-        size = limits.max_batch_size
+        size = limits.max_sequences
         self._limits = limits
         self._lanes = [Lane([*reversed(range(n * size, (n + 1) * size))], size) for n in range(lanes)]
         self._residents = Residents(KVCache(num_blocks, limits.tokens_per_block), self._lanes)
