@@ -34,7 +34,7 @@ class Scheduler:
         ahead: bool = True,
     ) -> None:
         """`ahead`: a lane's step may be planned before the one before it has a result."""
-        size = limits.max_batch_size
+        size = limits.max_sequences
         self._limits = limits
         self._lanes = [Lane([*reversed(range(n * size, (n + 1) * size))], size) for n in range(lanes)]
         self._residents = Residents(KVCache(num_blocks, limits.tokens_per_block), self._lanes)

@@ -58,7 +58,7 @@ class StepBuilder:
     """
 
     def __init__(self, limits: Limits, *, lanes: int = 1, table: Tensor | None = None) -> None:
-        slots, self._block = lanes * limits.max_batch_size, limits.tokens_per_block
+        slots, self._block = lanes * limits.max_sequences, limits.tokens_per_block
         self._table = np.zeros((slots, -(-limits.max_seq_len // self._block)), dtype=np.int64)
         self._tokens = np.zeros((slots, limits.max_seq_len), dtype=np.int32)
         self._next = np.zeros(slots, dtype=np.int64)

@@ -37,9 +37,10 @@ def check_request(request: Request, limits: Limits, num_blocks: int) -> None:
             f"num_beams={params.num_beams}: more than max_beam_width={limits.max_beam_width}; "
             "use fewer, or build with more"
         )
-    if (texts := max(params.n, params.num_beams)) > limits.max_batch_size:
+    if (texts := max(params.n, params.num_beams)) > limits.max_sequences:
         raise UserError(
-            f"{texts} texts at once: more than max_batch_size={limits.max_batch_size}; ask for fewer"
+            f"{texts} texts at once: more than max_batch_size={limits.max_batch_size} times "
+            f"max_beam_width={limits.max_beam_width}; ask for fewer, or build with more"
         )
     limit = min(length + params.max_tokens, limits.max_seq_len)
     shared, whole = length // limits.tokens_per_block, -(-limit // limits.tokens_per_block)

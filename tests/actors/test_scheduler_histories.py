@@ -50,21 +50,29 @@ class Histories(RuleBasedStateMachine):
 
     @initialize(
         num_blocks=st.integers(10, 16),
-        max_batch_size=st.integers(3, 5),
+        max_batch_size=st.integers(1, 2),
+        max_beam_width=st.integers(2, 3),
         more_tokens=st.integers(0, 12),
         lanes=st.sampled_from([1, 1, 2]),
         ahead=st.integers(1, 3),
         drafts=st.sampled_from([0, 3]),
     )
     def start(
-        self, num_blocks: int, max_batch_size: int, more_tokens: int, lanes: int, ahead: int, drafts: int
+        self,
+        num_blocks: int,
+        max_batch_size: int,
+        max_beam_width: int,
+        more_tokens: int,
+        lanes: int,
+        ahead: int,
+        drafts: int,
     ) -> None:
         self.limits = Limits(
             max_batch_size=max_batch_size,
             max_input_len=16,
             max_seq_len=LONGEST,
-            max_num_tokens=max_batch_size + more_tokens,
-            max_beam_width=3,
+            max_num_tokens=max_batch_size * max_beam_width + more_tokens,
+            max_beam_width=max_beam_width,
             tokens_per_block=4,
         )
         self.scheduler = Scheduler(self.limits, num_blocks, eos=[EOS], lanes=lanes, draft_tokens=drafts)
@@ -79,7 +87,7 @@ class Histories(RuleBasedStateMachine):
     def add(self, wishes: list[Wish]) -> None:
         for prompt, params, namespace in wishes:
             request = Request(f"r{len(self.requests)}", prompt, params, namespace)
-            with suppress(UserError):  # more beams than the cache can hold
+            with suppress(UserError):  # more texts than there are slots, or beams than the cache can hold
                 self.scheduler.add(request)
                 self.requests[request.id] = request
 

@@ -16,7 +16,7 @@ from builders.limits import Limits
 from tests.actors.fake_ranks import EOS, FakeRanks
 
 LIMITS = Limits(
-    max_batch_size=4,
+    max_batch_size=2,
     max_input_len=16,
     max_seq_len=32,
     max_num_tokens=12,
