@@ -39,18 +39,19 @@ def open_generator(engine_dir: Path, options: GeneratorOptions | None = None) ->
     """Returns when all ranks have loaded."""
     options = options or GeneratorOptions()
     manifest, ends = read_engine(engine_dir), ends_of(engine_dir)
-    lanes = manifest.checkpoint.mapping.pp_size
     ranks, blocks = _ranks(engine_dir, manifest, ends, options)
-    on_cpu = manifest.target == "cpu"
+    return planned(ranks, blocks, manifest, ends, draft_tokens=options.draft_tokens)
+
+
+def planned(
+    ranks: Ranks, num_blocks: int, manifest: EngineManifest, ends: tuple[int, ...], *, draft_tokens: int = 0
+) -> Generator:
+    """Ranks that have loaded an engine, with a scheduler."""
+    lanes = manifest.checkpoint.mapping.pp_size
     scheduler = Scheduler(
-        manifest.limits,
-        blocks,
-        eos=ends,
-        lanes=lanes,
-        draft_tokens=options.draft_tokens,
-        ahead=lanes == 1,
+        manifest.limits, num_blocks, eos=ends, lanes=lanes, draft_tokens=draft_tokens, ahead=lanes == 1
     )
-    steps = lanes if lanes > 1 or on_cpu else 2
+    steps = lanes if lanes > 1 or manifest.target == "cpu" else 2
     return Generator(ranks, scheduler, Pace(steps=steps, fed=lanes > 1), manifest, frozenset(ends))
 
 
