@@ -14,6 +14,8 @@ from tests.actors.scenario import LIMITS
 from tests.actors.wishes import EOS, Wish, Wishes
 from tests.builders.test_engine import build
 from tests.builders.test_nemo import gpt_next
+from tests.cluster.test_build import make
+from tests.cluster.test_convert import go
 from tests.convert_tools import convert_opened
 from tests.nemo_writer import CORE, config_of, nemo_tensors, write_nemo
 from tests.oracle import MODELS, random_model
@@ -36,6 +38,7 @@ class Subject:
     """A model and what it says."""
 
     model: PreTrainedModel
+    saved: Path
     opened: Opened
     wishes: tuple[Wish, ...]
 
@@ -49,10 +52,21 @@ class Subject:
         else:
             model.save_pretrained(saved)
         opened = open_source(saved, scratch=folder / "scratch")
-        return cls(model=model, opened=opened, wishes=tuple(Wishes(model)))
+        return cls(model=model, saved=saved, opened=opened, wishes=tuple(Wishes(model)))
 
     def engine(self, mapping: Mapping, out: Path) -> Path:
         """Interpreted: compiling takes longer than all that is tested here."""
-        made = build(convert_opened(self.opened, mapping, out), compiled=False, limits=LIMITS)
-        (made / "generation_config.json").write_text(json.dumps({"eos_token_id": EOS}))
-        return made
+        return _ending(build(convert_opened(self.opened, mapping, out), compiled=False, limits=LIMITS))
+
+    def cuda_engine(self, mapping: Mapping, out: Path) -> Path:
+        """Kernels chosen on the device at hand; in float32, so that greedy tokens are the oracle's."""
+        sizes = {"tp_size": mapping.tp_size, "pp_size": mapping.pp_size, "ep_size": mapping.ep_size}
+        go(self.saved, out / "checkpoint", dtype="float32", **sizes)
+        make(out / "checkpoint", out / "engine", no_compile=False, target="cuda", **vars(LIMITS))
+        return _ending(out / "engine")
+
+
+def _ending(engine: Path) -> Path:
+    """With the model's own end."""
+    (engine / "generation_config.json").write_text(json.dumps({"eos_token_id": EOS}))
+    return engine
