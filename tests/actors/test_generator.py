@@ -85,3 +85,20 @@ def test_without_a_seed_texts_differ(subjects: Subjects, tmp_path: Path) -> None
             for one in generator.step():
                 texts[one.request] += one.tokens
     assert texts["a"] != texts["b"]
+
+
+def test_a_name_is_used_again_while_its_cancelled_search_runs(subjects: Subjects, tmp_path: Path) -> None:
+    """What the old search's last step has found is not the new one's."""
+    subject = subjects("llama2-gqa")
+    (wish,) = [wish for wish in subject.wishes if wish.request.id == "beams"]
+    with opened(subject.engine(Mapping(), tmp_path / "engine")) as generator:
+        generator._pace = Pace(steps=2, fed=False)
+        generator.add(Request("company", (9,), SamplingParams(max_tokens=40, ignore_eos=True)))
+        generator.add(Request("beams", (3, 4, 5), wish.request.params))
+        for _ in range(7):
+            generator.step()
+        generator.cancel("beams")
+        generator.add(wish.request)
+        news = [one for _ in range(40) for one in generator.step()]
+        generator.check_integrity()
+    assert [one.tokens for one in news if one.request == "beams"] == wish.texts
