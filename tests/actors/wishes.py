@@ -128,7 +128,7 @@ class Wishes:
         yield from self._greedy()
         yield from self._changed()
         yield from self._drawn()
-        yield self._searched()
+        yield from self._searched()
         yield from self._cancelled()
         yield self._wish("again", [*DRAWN, 8, 9], LAST, max_tokens=6)  # the one before it has begun alike
 
@@ -158,23 +158,38 @@ class Wishes:
         """With seeds, one of them where company is."""
         for name, joins, params in (
             ("draw", 3, {"temperature": 0.8, "top_p": 0.9, "seed": 5}),
-            ("draws", 7, {"temperature": 1.1, "top_k": 20, "seed": 6, "n": 3, "logprobs": 1}),
+            (
+                "draws",
+                7,
+                {"top_k": 30, "min_p": 0.02, "frequency_penalty": 0.3, "seed": 6, "n": 3, "logprobs": 1},
+            ),
             ("alone", LAST, {"temperature": 0.8, "top_p": 0.9, "seed": 5}),
         ):
             prompt, given = DRAWN, SamplingParams(max_tokens=11, **params)
             texts = [drawn(self.model, prompt, given, index) for index in range(given.n)]
             yield Wish(request=Request(name, tuple(prompt), given), joins=joins, texts=texts)
 
-    def _searched(self) -> Wish:
-        prompt = prompt_of(8, 9)
-        params = SamplingParams(max_tokens=10, num_beams=3, n=2, length_penalty=0.8)
-        found = generated(self.model, prompt, params)
-        return Wish(
-            request=Request("beams", tuple(prompt), params),
-            joins=4,
-            texts=texts_of(self.model, prompt, params),
-            scores=found.sequences_scores.tolist(),
+    def _searched(self) -> Iterator[Wish]:
+        """Beams, one search with all that changes scores."""
+        plain = SamplingParams(max_tokens=10, num_beams=3, n=2, length_penalty=0.8)
+        changed = SamplingParams(
+            max_tokens=9,
+            num_beams=2,
+            n=2,
+            repetition_penalty=1.3,
+            frequency_penalty=0.5,
+            logit_bias={7: 2.0},
+            stop_token_ids=(4, 7),
+            min_tokens=4,
         )
+        for name, joins, params in (("beams", 4, plain), ("changed", 6, changed)):
+            prompt = prompt_of(8, 9)
+            yield Wish(
+                request=Request(name, tuple(prompt), params),
+                joins=joins,
+                texts=texts_of(self.model, prompt, params),
+                scores=generated(self.model, prompt, params).sequences_scores.tolist(),
+            )
 
     def _cancelled(self) -> Iterator[Wish]:
         whole = self._wish("left", prompt_of(9, 11), 5, max_tokens=30, ignore_eos=True)
