@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from actors.cache_size import num_blocks
+from actors.cache_size import cache_limits, num_blocks
 from actors.generator import Generator, Pace
 from actors.rank_worker import RankSetup
 from actors.ranks import Ranks, SoloRank
@@ -48,9 +48,8 @@ def planned(
 ) -> Generator:
     """Ranks that have loaded an engine, with a scheduler."""
     lanes = manifest.checkpoint.mapping.pp_size
-    scheduler = Scheduler(
-        manifest.limits, num_blocks, eos=ends, lanes=lanes, draft_tokens=draft_tokens, ahead=lanes == 1
-    )
+    limits, ahead = cache_limits(manifest), lanes == 1
+    scheduler = Scheduler(limits, num_blocks, eos=ends, lanes=lanes, draft_tokens=draft_tokens, ahead=ahead)
     steps = lanes if lanes > 1 or manifest.target == "cpu" else 2
     return Generator(ranks, scheduler, Pace(steps=steps, fed=lanes > 1), manifest, frozenset(ends))
 

@@ -156,15 +156,9 @@ class Wishes:
 
     def _drawn(self) -> Iterator[Wish]:
         """With seeds, one of them where company is."""
-        for name, joins, params in (
-            ("draw", 3, {"temperature": 0.8, "top_p": 0.9, "seed": 5}),
-            (
-                "draws",
-                7,
-                {"top_k": 30, "min_p": 0.02, "frequency_penalty": 0.3, "seed": 6, "n": 3, "logprobs": 1},
-            ),
-            ("alone", LAST, {"temperature": 0.8, "top_p": 0.9, "seed": 5}),
-        ):
+        nucleus: dict[str, Any] = {"temperature": 0.8, "top_p": 0.9, "seed": 5}
+        three = {"top_k": 30, "min_p": 0.02, "frequency_penalty": 0.3, "seed": 6, "n": 3, "logprobs": 1}
+        for name, joins, params in (("draw", 3, nucleus), ("draws", 7, three), ("alone", LAST, nucleus)):
             prompt, given = DRAWN, SamplingParams(max_tokens=11, **params)
             texts = [drawn(self.model, prompt, given, index) for index in range(given.n)]
             yield Wish(request=Request(name, tuple(prompt), given), joins=joins, texts=texts)
