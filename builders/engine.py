@@ -104,8 +104,10 @@ class TorchEngine:
         return x
 
     def copy_blocks(self, copies: Sequence[tuple[int, int]]) -> None:
-        sources, targets = zip(*copies, strict=True) if copies else ((), ())
-        if {*sources} & {*targets}:
+        if not copies:
+            return
+        sources, targets = zip(*copies, strict=True)
+        if {*sources} & {*targets} or len({*targets}) < len(targets):
             for copy in copies:
                 self.copy_blocks([copy])
             return
