@@ -21,6 +21,17 @@ Integers = NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True)
+class Scored:
+    """Rows of logits, one after another, by which tokens of a prompt are to be judged."""
+
+    slot: int
+    first: int
+    """The first of these rows."""
+    following: Tensor
+    """[n] For each of these rows, the token of the prompt that it gives the likelihood of."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Batch:
     """A step, and whose it is. All tensors are new: they may still be read when the next one is made."""
 
@@ -32,7 +43,9 @@ class Batch:
     slots: Tensor
     """[B] Of each sequence."""
     sampled: Tensor
-    """[R] Of each row of logits."""
+    """[S] Slots that sample, one for each of the first rows of logits; the rows after these only score."""
+    scored: tuple[Scored, ...] = ()
+    """Of every scored chunk that has such rows."""
 
 
 @dataclass(frozen=True, slots=True)
