@@ -11,7 +11,7 @@ from torch import Tensor
 from actors.beams import likeliest, log_probabilities
 from actors.messages import Admitted, BeamDecision, Fork, Logprobs, StepPlan, StepResult, unpacked
 from actors.pending import Pending, mark, to_host
-from actors.sampler import Needs, Sampled, Sampler
+from actors.sampler import Needs, Sampled, Sampler, likeliest_tokens
 from actors.searches import Searches
 from actors.step_builder import Batch, Scored
 from builders.cuda.steps import there
@@ -31,7 +31,7 @@ class Chooser:
     """`last` has for every slot the token that it got last; one more is for padding."""
 
     def __init__(self, vocabulary: Vocabulary, last: Tensor) -> None:
-        self._device, self._last = last.device, last
+        self._device, self._last, self._vocab_size = last.device, last, vocabulary.size
         self._sampler = Sampler(
             slots=len(last) - 1,
             vocab_size=vocabulary.size,
@@ -56,9 +56,17 @@ class Chooser:
 
     def greedily(self, logits: Tensor, slots: Tensor) -> None:
         """The likeliest tokens of rows, some of them padding: all that is to be done where `is_plain`."""
-        tokens = logits.argmax(-1)
+        tokens = likeliest_tokens(logits)
         self._last.index_copy_(0, slots, tokens)
         self._chosen[: len(tokens)] = tokens
+
+    def warm_up(self) -> None:
+        """Have the device load all that choosing may take, which the first who wants it would wait for."""
+        everything = Needs(
+            draw=True, top_k=1, top_p=True, min_p=True, penalties=True, bias=True, bars=True, logprobs=1
+        )
+        row = torch.full((1,), self._sampler.nobody, device=self._device)
+        self._sampler.sample(torch.zeros(1, self._vocab_size, device=self._device), row, row, everything)
 
     @property
     def is_plain(self) -> bool:
