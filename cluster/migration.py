@@ -119,7 +119,10 @@ TABLE = (
     _kept("`--output_logits_npy`", "the generated tokens' logits, in the very file that is named"),
     _kept("`--output_log_probs_npy`"),
     Row(old="`--output_cum_log_probs_npy`", here="not needed: sum what `--output_log_probs_npy` holds"),
-    Row(old="`--tokenizer_type`, `--vocab_file`", here="`--tokenizer_dir DIR`"),
+    Row(
+        old="`--tokenizer_type`, `--vocab_file`",
+        here="`--tokenizer_dir DIR`; the engine's own `tokenizer.model` is read without it",
+    ),
     Row(old="`--prompt_lookup_config [10,2,[0]]`", here="`--prompt_lookup_num_tokens 10`"),
     Row(
         old="`--draft_target_model_config`, `--medusa_choices`, `--eagle_choices`, `--lookahead_config`",
