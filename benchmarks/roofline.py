@@ -33,19 +33,26 @@ class Rates:
 
 
 def measured_rates(device: str, dtype: torch.dtype) -> Rates:
-    """Takes about a second, and gives its memory back."""
+    """Takes a second or two, and gives its memory back."""
     on_device = device != "cpu"
     count, side = (1 << 30, 8192) if on_device else (1 << 26, 1024)
-    big = torch.zeros(count, device=device)
-    read_s = min(_seconds(big.amax, on_device), _seconds(big.sum, on_device))
-    num_bytes = big.nbytes
-    del big
-    matrix = torch.randn(side, side, device=device, dtype=dtype)
-    product_s = _seconds(lambda: matrix @ matrix, on_device)
-    del matrix
+    rates = Rates(
+        read_bytes_per_s=_read_bytes_per_s(count, device, on_device),
+        flops_per_s=_flops_per_s(side, device, dtype, on_device),
+    )
     if on_device:
         torch.cuda.empty_cache()
-    return Rates(read_bytes_per_s=num_bytes / read_s, flops_per_s=2 * side**3 / product_s)
+    return rates
+
+
+def _read_bytes_per_s(count: int, device: str, on_device: bool) -> float:
+    big = torch.zeros(count, device=device)
+    return big.nbytes / min(_seconds(big.amax, on_device), _seconds(big.sum, on_device))
+
+
+def _flops_per_s(side: int, device: str, dtype: torch.dtype, on_device: bool) -> float:
+    matrix = torch.randn(side, side, device=device, dtype=dtype)
+    return 2 * side**3 / _seconds(lambda: matrix @ matrix, on_device)
 
 
 def _seconds(run: Callable[[], object], on_device: bool) -> float:
@@ -108,7 +115,9 @@ def weight_bytes(manifest: Manifest, rank: int, tokens: float) -> float:
     """
     moe = manifest.spec.moe
     touched = 1 - (1 - moe.top_k / moe.num_experts) ** tokens if moe else 1.0
-    read = sum(_elements(target) * (touched if _is_expert(target) else 1.0) for target in _read(manifest, rank))
+    read = sum(
+        _elements(target) * (touched if _is_expert(target) else 1.0) for target in _read(manifest, rank)
+    )
     return read * element_bytes(manifest)
 
 

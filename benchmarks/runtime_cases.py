@@ -4,13 +4,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
-
-from builders.limits import Limits
-
-MAX_NUM_TOKENS = 8192
-"""Of a step of every engine that is measured."""
 
 
 @dataclass(frozen=True, kw_only=True, order=True)
@@ -35,12 +30,6 @@ class Case:
         return [tuple(chance.choices(range(vocabulary), k=self.tokens_in)) for _ in range(self.batch)]
 
 
-def parsed(text: str) -> Case:
-    """From `batch,in,out`."""
-    batch, tokens_in, tokens_out = map(int, text.split(","))
-    return Case(batch=batch, tokens_in=tokens_in, tokens_out=tokens_out)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Shape:
     """A model without its weights, and what is asked of it."""
@@ -49,12 +38,11 @@ class Shape:
     """As Hugging Face writes it; weights are random."""
     cases: tuple[Case, ...]
     dtype: str = "bfloat16"
-    floor: tuple[Case, ...] = ()
-    """What Transformers' `generate` is asked; few tokens, as it is slow."""
 
 
-def _batches(tokens_in: int, tokens_out: int, *batches: int) -> tuple[Case, ...]:
-    return tuple(Case(batch=batch, tokens_in=tokens_in, tokens_out=tokens_out) for batch in batches)
+def batches(tokens_in: int, tokens_out: int, *sizes: int) -> tuple[Case, ...]:
+    """A case for every size of a batch."""
+    return tuple(Case(batch=size, tokens_in=tokens_in, tokens_out=tokens_out) for size in sizes)
 
 
 _LLAMA_8B = {
@@ -105,28 +93,25 @@ SHAPES: Mapping[str, Shape] = {
             Case(batch=64, tokens_in=512, tokens_out=256),
             Case(batch=256, tokens_in=512, tokens_out=256),
         ),
-        floor=(
-            Case(batch=1, tokens_in=128, tokens_out=32),
-            Case(batch=8, tokens_in=32, tokens_out=32),
-            Case(batch=64, tokens_in=512, tokens_out=32),
-        ),
     ),
-    "llama-70b": Shape(config=_LLAMA_70B, cases=_batches(128, 128, 1, 8, 64)),
-    "mixtral-8x7b": Shape(config=_MIXTRAL_8X7B, cases=_batches(128, 128, 1, 8, 64)),
-    "tiny": Shape(config=_TINY, cases=_batches(8, 8, 1, 4), floor=_batches(8, 4, 1, 4), dtype="float32"),
+    "llama-70b": Shape(config=_LLAMA_70B, cases=batches(128, 128, 1, 8, 64)),
+    "mixtral-8x7b": Shape(config=_MIXTRAL_8X7B, cases=batches(128, 128, 1, 8, 64)),
+    "tiny": Shape(config=_TINY, cases=batches(8, 8, 1, 8), dtype="float32"),
 }
+
+
+FLOOR_BATCHES = (1, 8, 64)
+
+
+def floor_cases(cases: Sequence[Case], tokens_out: int) -> tuple[Case, ...]:
+    """What Transformers' `generate` is asked: some of the batches, few tokens, as it is slow."""
+    return tuple(
+        replace(case, tokens_out=min(tokens_out, case.tokens_out))
+        for case in cases
+        if case.batch in FLOOR_BATCHES
+    )
 
 
 def long_cases(context: int, tokens_out: int) -> tuple[Case, ...]:
     """Decoding with so many tokens in the cache."""
-    return _batches(context, tokens_out, 1, 8)
-
-
-def limits_of(cases: Sequence[Case], max_batch_size: int, *, max_num_tokens: int = MAX_NUM_TOKENS) -> Limits:
-    """Of one engine that can do every case."""
-    return Limits(
-        max_batch_size=max([max_batch_size, *(case.batch for case in cases)]),
-        max_input_len=max(case.tokens_in for case in cases),
-        max_seq_len=max(case.tokens_in + case.tokens_out for case in cases),
-        max_num_tokens=max_num_tokens,
-    )
+    return batches(context, tokens_out, 1, 8)
