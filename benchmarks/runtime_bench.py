@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 
@@ -24,6 +26,8 @@ from builders.checkpoint import Manifest
 from builders.engine_manifest import read_engine
 from builders.mapping import Mapping as Layout
 
+ValueT = TypeVar("ValueT")
+
 
 @dataclass(kw_only=True)
 class Bench:
@@ -36,12 +40,15 @@ class Bench:
     single: Manifest | None = None
     """Of the engine of one rank."""
 
+    def __post_init__(self) -> None:
+        self._deadline = time.monotonic() + self.options.seconds
+
     def run(self) -> None:
         """The device first, then every layout, then the floor."""
         if not self.options.starts:
             with self._noted("the device's rates"):
                 dtype = getattr(torch, self.options.shape.dtype)
-                (self.record.rates,) = alone(rates, self.options.target, dtype)
+                (self.record.rates,) = self._alone(rates, self.options.target, dtype)
         for layout in self.options.layouts:
             with self._noted(named(layout)):
                 self._layout(layout)
@@ -54,10 +61,10 @@ class Bench:
         options = self.options
         words = f"{options.shape_name}-{options.target}-{named(layout)}"
         place = self.work / words.replace(", ", "-").replace(" ", "")
-        (engine,) = alone(built, options.shape, layout, options.limits, options.target, place)
+        (engine,) = self._alone(built, options.shape, layout, options.limits, options.target, place)
         self.record.facts.append(f"Engine, {named(layout)}: {engine}")
         if options.starts:
-            phases = list(starts(engine.folder, options.starts))
+            phases = list(starts(engine.folder, options.starts, self._deadline))
             self.record.starts.append(Starts(layout=layout, phases=phases))
             return
         manifest = read_engine(engine.folder).checkpoint
@@ -67,14 +74,14 @@ class Bench:
     def _cases(self, layout: Layout, manifest: Manifest, engine: Path) -> None:
         from benchmarks.runtime_open import run_cases
 
-        for case, passes in alone(run_cases, engine, self.options.cases, self.options.passes):
+        for case, passes in self._alone(run_cases, engine, self.options.cases, self.options.passes):
             limits = self._limits(manifest, case)
             self.record.measured.append(Measured(layout=layout, case=case, passes=passes, limits=limits))
             self._tell(self.record.measured[-1].row)
 
     def _floor(self, manifest: Manifest) -> None:
         whole = {(case.batch, case.tokens_in): case for case in self.options.cases}
-        for case, figures in alone(floor, self.options.shape, self.options.floor, self.options.target):
+        for case, figures in self._alone(floor, self.options.shape, self.options.floor, self.options.target):
             if case != whole[case.batch, case.tokens_in]:
                 figures = replace(figures, output_tokens_per_s=None)  # fewer tokens bear the prompts
             limits = self._limits(manifest, case)
@@ -82,6 +89,10 @@ class Bench:
                 Row(case=case, who="Transformers generate", figures=figures, limits=limits)
             )
             self._tell(self.record.floor[-1])
+
+    def _alone(self, work: Callable[..., Iterable[ValueT]], *args: Any) -> Iterator[ValueT]:
+        """In a process of its own, while there is time."""
+        return alone(work, *args, deadline=self._deadline)
 
     def _limits(self, manifest: Manifest, case: Case) -> Limits | None:
         if self.record.rates is None:
@@ -98,7 +109,7 @@ class Bench:
         """A part that fails is noted."""
         try:
             yield
-        except (FailedAlone, subprocess.CalledProcessError) as error:
+        except (FailedAlone, subprocess.SubprocessError) as error:
             self.record.problems.append(f"{what}: {error}")
 
     def _tell(self, row: Row) -> None:

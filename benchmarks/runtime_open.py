@@ -10,11 +10,13 @@ from actors.open_generator import GeneratorOptions, open_generator
 from benchmarks.runtime_cases import Case
 from benchmarks.runtime_figures import Figures
 from benchmarks.runtime_passes import measured
+from builders.engine_manifest import read_engine
 
 
 def opened(engine: Path) -> Generator:
-    """With all the cache that there is room for; several ranks are actors of a Ray that is started here."""
-    return open_generator(engine, GeneratorOptions())
+    """With all the cache that there is room for; several ranks on a Ray of their own, whatever else runs."""
+    several = read_engine(engine).checkpoint.mapping.world_size > 1
+    return open_generator(engine, GeneratorOptions(address="local" if several else None))
 
 
 def run_cases(engine: Path, cases: Sequence[Case], passes: int) -> Iterator[tuple[Case, list[Figures]]]:

@@ -33,6 +33,8 @@ class Options:
     starts: int
     """Of processes, in place of the cases; none are measured at 0."""
     max_batch_size: int
+    seconds: float
+    """For everything: what does not end in time is ended, and what there is then is printed."""
     folder: Path | None
     json: Path | None
 
@@ -66,6 +68,7 @@ def parsed(doc: str, arguments: Sequence[str] | None = None) -> Options:
         passes=found.passes,
         starts=found.starts if found.start else 0,
         max_batch_size=found.max_batch_size,
+        seconds=found.seconds,
         folder=found.folder,
         json=found.json,
     )
@@ -89,6 +92,7 @@ def _parser(doc: str) -> argparse.ArgumentParser:
     add("--passes", type=int, default=3, help="over every case, after one that warms up")
     add("--floor_tokens", type=int, default=32, help="of Transformers' generate; 0 leaves it out")
     add("--max_batch_size", type=int, default=256, help="of the engines")
+    add("--seconds", type=float, default=3600.0, help="for everything; what is known by then is printed")
     add("--folder", type=Path, help="where engines are kept and found again; by default they are removed")
     add("--json", type=Path, help="a file for all that was found")
     return parser

@@ -22,7 +22,7 @@ class Measured:
     layout: Layout
     case: Case
     passes: Sequence[Figures]
-    limits: Limits
+    limits: Limits | None
 
     @property
     def row(self) -> Row:

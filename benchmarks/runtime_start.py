@@ -11,19 +11,28 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from builders.engine import Engine
 
 PROMPT_TOKENS = 32
 CHUNK_BYTES = 16 * 2**20
+LOAD = "load_engine"
+"""As a rank worker calls it."""
 
 
-def starts(engine: Path, count: int) -> Iterator[Mapping[str, float]]:
-    """Seconds of every phase of so many starts, the engine's files in the page cache."""
+def starts(engine: Path, count: int, deadline: float) -> Iterator[Mapping[str, float]]:
+    """Seconds of every phase of so many starts, the engine's files in the page cache.
+
+    Raises `subprocess.SubprocessError` where one fails, or does not end by a time of `time.monotonic`.
+    """
     read_all(engine)
     for _ in range(count):
-        yield one_start(engine)
+        yield one_start(engine, deadline)
 
 
 def read_all(engine: Path) -> None:
@@ -35,11 +44,12 @@ def read_all(engine: Path) -> None:
                 pass
 
 
-def one_start(engine: Path) -> Mapping[str, float]:
-    """Raises `subprocess.CalledProcessError` where it fails; what it says of that is on standard error."""
+def one_start(engine: Path, deadline: float) -> Mapping[str, float]:
+    """What a failure says of itself is on standard error."""
     began = time.monotonic()
     command = [sys.executable, "-m", "benchmarks.runtime_start", str(engine)]
-    told = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+    timeout = max(0.0, deadline - began)
+    told = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, timeout=timeout).stdout
     ends: Mapping[str, float] = json.loads(told.splitlines()[-1])
     spans = pairwise([began, *ends.values()])
     return {name: end - start for name, (start, end) in zip(ends, spans, strict=True)}
@@ -54,22 +64,25 @@ def main() -> None:
     from benchmarks.runtime_passes import run_pass
 
     ends["imports"] = time.monotonic()
-    load = rank_worker.load_engine
-
-    def timed_load(*args: object, **options: object) -> object:
-        """Of the rank in this process: what came before, and what follows, are phases by themselves."""
-        ends["device"] = time.monotonic()
-        engine = load(*args, **options)  # type: ignore[arg-type]
-        ends["load"] = time.monotonic()
-        return engine
-
-    rank_worker.load_engine = timed_load  # type: ignore[assignment]
+    setattr(rank_worker, LOAD, _noted(getattr(rank_worker, LOAD), ends))
     with opened(Path(sys.argv[1])) as generator:
         ends["capture" if "load" in ends else "ranks"] = time.monotonic()
         case = Case(batch=1, tokens_in=min(PROMPT_TOKENS, generator.limits.max_input_len), tokens_out=1)
         run_pass(generator, case, case.prompts(generator.manifest.checkpoint.spec.vocab_size, 0))
         ends["first token"] = time.monotonic()
     print(json.dumps(ends))
+
+
+def _noted(load: Callable[..., Engine], ends: dict[str, float]) -> Callable[..., Engine]:
+    """Loading the rank of this process, where it has one: what comes before and after are other phases."""
+
+    def run(*args: Any, **options: Any) -> Engine:
+        ends["device"] = time.monotonic()
+        engine = load(*args, **options)
+        ends["load"] = time.monotonic()
+        return engine
+
+    return run
 
 
 if __name__ == "__main__":

@@ -105,4 +105,4 @@ def milliseconds(seconds: float) -> str:
 
 
 def _percent(share: float | None) -> str:
-    return "" if share is None else f"{share:.0%}"
+    return "" if share is None else f"{share:.0%}" if share >= 0.1 else f"{share:.1%}"
