@@ -21,7 +21,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from benchmarks import runtime_peers as peers
 from benchmarks.machine import described
 from benchmarks.runtime_bench import Bench
 from benchmarks.runtime_options import parsed
@@ -31,8 +30,7 @@ from benchmarks.runtime_record import Record
 def main() -> None:
     """Measure, and print what there is, whatever fails on the way."""
     options = parsed(__doc__ or "")
-    on_record = options.shape_name == peers.SHAPE and options.target == "cuda"
-    record = Record(facts=described("benchmarks.runtime"), on_record=on_record)
+    record = Record(facts=described("benchmarks.runtime"), on_record=options.on_record)
     try:
         with folder(options.folder) as work:
             Bench(options=options, work=work, record=record).run()

@@ -59,7 +59,8 @@ class Bench:
     def _layout(self, layout: Layout) -> None:
         """Built once, for all cases or starts."""
         options = self.options
-        words = f"{options.shape_name}-{options.target}-{named(layout)}"
+        layers = f"-{options.layers}-layers" if options.layers else ""
+        words = f"{options.shape_name}{layers}-{options.target}-{named(layout)}"
         place = self.work / words.replace(", ", "-").replace(" ", "")
         (engine,) = self._alone(built, options.shape, layout, options.limits, options.target, place)
         self.record.facts.append(f"Engine, {named(layout)}: {engine}")

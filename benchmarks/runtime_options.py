@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from benchmarks.runtime_cases import SHAPES, Case, Shape, batches, floor_cases, long_cases
+from benchmarks.runtime_peers import SHAPE as PEERS_SHAPE
 from builders.limits import Limits
 from builders.mapping import Mapping as Layout
 
@@ -24,6 +25,8 @@ class Options:
     """What to measure."""
 
     shape_name: str
+    layers: int | None
+    """In place of the shape's own."""
     layouts: tuple[Layout, ...]
     target: str
     cases: tuple[Case, ...]
@@ -40,7 +43,15 @@ class Options:
 
     @property
     def shape(self) -> Shape:
-        return SHAPES[self.shape_name]
+        shape = SHAPES[self.shape_name]
+        if self.layers is None:
+            return shape
+        return replace(shape, config={**shape.config, "num_hidden_layers": self.layers})
+
+    @property
+    def on_record(self) -> bool:
+        """Whether peers and goals are of this shape and kind of device."""
+        return (self.shape_name, self.layers, self.target) == (PEERS_SHAPE, None, "cuda")
 
     @property
     def limits(self) -> Limits:
@@ -61,6 +72,7 @@ def parsed(doc: str, arguments: Sequence[str] | None = None) -> Options:
     alone = any(layout.world_size == 1 for layout in layouts) and found.floor_tokens > 0
     return Options(
         shape_name=found.shape,
+        layers=found.layers,
         layouts=layouts,
         target=found.target or ("cuda" if torch.cuda.is_available() else "cpu"),
         cases=cases,
@@ -78,6 +90,7 @@ def _parser(doc: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--shape", choices=SHAPES, default="llama-8b")
+    add("--layers", type=int, help="fewer than the shape has, to try things")
     add("--target", choices=("cpu", "cuda"), help="the device that is at hand by default")
     add("--tp", type=_numbers, default=[1], help="tensor parallel ranks; several, such as 1,2,4, in turn")
     add("--pp", type=int, default=1, help="pipeline stages")

@@ -43,20 +43,21 @@ def run_pass(generator: Generates, case: Case, prompts: Sequence[tuple[int, ...]
     params = SamplingParams(max_tokens=case.tokens_out, temperature=0, ignore_eos=True)
     requests = [Request(f"text-{number}", prompt, params) for number, prompt in enumerate(prompts)]
     asked: dict[str, float] = {}
-    news: list[tuple[float, Sequence[Tokens]]] = []
+    texts: list[str] = []  # of plain values: what a collector of garbage looks through would cost steps time
+    counts: list[int] = []
+    times: list[float] = []
     gc.collect()
     for request in requests:
         asked[request.id] = time.perf_counter()
         generator.add(request)
     while generator.has_work:
         told = generator.step()
-        news.append((time.perf_counter(), told))
-    arrivals = [
-        Arrival(at_s=at, text=one.request, tokens=len(one.tokens))
-        for at, told in news
-        for one in told
-        if one.tokens
-    ]
-    given = sum(one.tokens for one in arrivals)
-    assert given == case.batch * case.tokens_out, f"{given} tokens for the case {case}"
+        at = time.perf_counter()
+        for one in told:
+            texts.append(one.request)
+            counts.append(len(one.tokens))
+            times.append(at)
+    assert sum(counts) == case.batch * case.tokens_out, f"{sum(counts)} tokens for the case {case}"
+    came = zip(times, texts, counts, strict=True)
+    arrivals = [Arrival(at_s=at, text=text, tokens=count) for at, text, count in came if count]
     return Pass(case=case, asked_s=asked, arrivals=arrivals)

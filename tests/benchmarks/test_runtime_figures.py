@@ -81,6 +81,15 @@ def test_one_engine_does_every_case() -> None:
     assert limits.max_num_tokens == 8192
 
 
+def test_peers_are_of_the_whole_shape_on_a_device() -> None:
+    assert parsed("", ["--target", "cuda"]).on_record
+    assert not parsed("", ["--target", "cpu"]).on_record
+    assert not parsed("", ["--target", "cuda", "--shape", "llama-70b"]).on_record
+    fewer = parsed("", ["--target", "cuda", "--layers", "2"])
+    assert not fewer.on_record
+    assert fewer.shape.config["num_hidden_layers"] == 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "cases"),
     [
