@@ -10,14 +10,14 @@ from collections.abc import Iterable, Iterator
 
 from actors.beam_search import BeamGroup
 from actors.changes import Changes
-from actors.chunks import SCORED_TOKENS, Room
+from actors.chunks import Room
 from actors.drafts import prompt_lookup
 from actors.kv_cache import KVCache
 from actors.messages import Chunk, Request, Run, StepPlan, StepResult, Tokens, bits_of
 from actors.residents import Residents
 from actors.sequences import Lane, Sequence
 from actors.texts import Issued, Texts, check_request
-from builders.limits import Limits
+from builders.limits import SCORED_TOKENS, Limits
 
 
 class Scheduler:
@@ -32,7 +32,9 @@ class Scheduler:
         lanes: int = 1,
         draft_tokens: int = 0,
         scored_tokens: int = SCORED_TOKENS,
+        ahead: bool = True,
     ) -> None:
+        """`ahead`: a lane's step may be planned before the one before it has a result."""
         size = limits.max_sequences
         self._limits, self._scored_tokens = limits, scored_tokens
         self._lanes = [Lane([*reversed(range(n * size, (n + 1) * size))], size) for n in range(lanes)]
@@ -40,6 +42,7 @@ class Scheduler:
         self._issued: deque[Issued] = deque()
         self._texts = Texts(self._residents, frozenset(eos), limits.max_seq_len, draft_tokens)
         self._turn = self._step = 0
+        self._ahead = ahead
 
     @property
     def has_work(self) -> bool:
@@ -82,6 +85,8 @@ class Scheduler:
         for _ in range(2 * len(self._lanes)):
             lane = self._lanes[self._turn % len(self._lanes)]
             self._turn += 1
+            if not self._ahead and any(issued.lane is lane for issued in self._issued):
+                continue
             plan = self._step_of(lane)
             if plan:
                 return plan
@@ -89,7 +94,7 @@ class Scheduler:
 
     def _step_of(self, lane: Lane) -> StepPlan | None:
         self._make_room(lane)
-        decode, issued = bits_of(lane.mask), Issued(self._step, lane.rows())
+        decode, issued = bits_of(lane.mask), Issued(self._step, lane, lane.rows())
         runners, lane.ready = lane.ready, []
         changes = self._residents.changes
         copies, changes.copies = tuple(changes.copies), []  # what is forked from here on is copied later
@@ -153,8 +158,8 @@ class Scheduler:
             issued.sampled += sampled
             if count:
                 chunks.append(Chunk(one.slot, start, count, tuple(text.slot for text in sampled), scored))
-            if scored and count:
-                issued.scored.append((one, one.slot, start))
+            if count and scored:
+                issued.scored.append((one, chunks[-1]))
         for one, computed in begun:  # not before: who is admitted in this step cannot use what it computes
             assert one.table, "who computes has a table"
             self._residents.cache.remember(one.table, one.tokens, computed)

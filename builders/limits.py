@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from builders.errors import LayoutError
 from builders.spec import ModelSpec
 
+SCORED_TOKENS = 256
+"""Tokens of prompts that a step scores at most: each has a row of logits, as long as the vocabulary."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
@@ -28,6 +31,11 @@ class Limits:
     def max_sequences(self) -> int:
         """Rows of the largest decoding step: every beam is one."""
         return self.max_batch_size * self.max_beam_width
+
+    @property
+    def max_logits(self) -> int:
+        """Rows of logits to have memory for: every sequence's, and those that score prompts."""
+        return min(self.max_sequences + SCORED_TOKENS, self.max_num_tokens)
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
