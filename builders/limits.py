@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from builders.errors import LayoutError
 from builders.spec import ModelSpec
@@ -26,6 +26,8 @@ class Limits:
     max_beam_width: int = 1
     tokens_per_block: int = 32
     """Tokens in one block of the paged cache."""
+    max_attention_window_size: int | None = None
+    """Tokens that attention sees, itself included; None is as many as the model's own window."""
 
     @property
     def max_sequences(self) -> int:
@@ -39,7 +41,7 @@ class Limits:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if value < 1:
+            if value is not None and value < 1:
                 raise LayoutError(f"--{name}={value}: must be at least 1")
         if self.max_input_len > self.max_seq_len:
             raise LayoutError(
@@ -51,6 +53,14 @@ class Limits:
                 f"--max_num_tokens={self.max_num_tokens}: less than --max_batch_size={self.max_batch_size}"
                 f"{beams}; every sequence of a batch takes a token"
             )
+
+
+def within_window(spec: ModelSpec, limits: Limits) -> ModelSpec:
+    """The model as an engine computes it: the smaller window counts; one that nothing exceeds is none."""
+    window = limits.max_attention_window_size
+    if window is None or window >= min(limits.max_seq_len, spec.sliding_window or limits.max_seq_len):
+        return spec
+    return replace(spec, sliding_window=window)
 
 
 def check_limits(limits: Limits, spec: ModelSpec) -> None:
