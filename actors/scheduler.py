@@ -31,8 +31,8 @@ class Scheduler:
         eos: Iterable[int] = (),
         lanes: int = 1,
         draft_tokens: int = 0,
-        scored_tokens: int = SCORED_TOKENS,
         ahead: bool = True,
+        scored_tokens: int = SCORED_TOKENS,
     ) -> None:
         """`ahead`: a lane's step may be planned before the one before it has a result."""
         size = limits.max_sequences
