@@ -1,13 +1,15 @@
-"""How many blocks a cache has where nobody says."""
+"""How large a cache is: its blocks, and how many there are where nobody says."""
 
 from __future__ import annotations
 
 import math
 import os
+from dataclasses import replace
 
 from builders.checkpoint import Manifest
 from builders.engine_manifest import EngineManifest, TrtManifest
 from builders.errors import EngineError
+from builders.limits import Limits
 from builders.memory import activation_bytes, cache_bytes_per_token, element_bytes
 from builders.shard import targets
 
@@ -16,6 +18,14 @@ HEADROOM_BYTES = 2 << 30
 
 HOST_SHARE = 0.5
 """Of the host's free memory, for engines that run there."""
+
+
+def cache_limits(manifest: EngineManifest) -> Limits:
+    """As the cache has them: a TensorRT engine keeps a sequence in one block, its slot."""
+    limits = manifest.limits
+    if isinstance(manifest, TrtManifest):
+        return replace(limits, tokens_per_block=limits.max_seq_len)
+    return limits
 
 
 def num_blocks(manifest: EngineManifest, free_bytes: int | None, fraction: float) -> int:

@@ -12,7 +12,7 @@ from actors.beams import likeliest, log_probabilities
 from actors.messages import Admitted, BeamDecision, Fork, Logprobs, StepPlan, StepResult, unpacked
 from actors.pending import Pending, mark, to_host
 from actors.sampler import Needs, Sampled, Sampler, likeliest_tokens
-from actors.searches import Searches
+from actors.searches import Searches, decide
 from actors.step_builder import Batch, Scored
 from builders.cuda.steps import there
 
@@ -184,11 +184,13 @@ class Chooser:
         places = batch.step.positions[batch.step.wanted[rows]] + 1
         scores = log_probabilities(logits[there(torch.tensor(rows), self._device)])
         scores = self._sampler.adjusted(scores, there(slots, self._device), there(places, self._device))
-        values, tokens = map(to_host, likeliest(scores, self._searches.num_candidates(plan.beams)))
+        searches = self._searches.of(plan.beams)
+        most = max(search.num_candidates for search in searches)
+        values, tokens = map(to_host, likeliest(scores, most))
 
         def decided() -> tuple[BeamDecision, ...]:
             found = zip(values.tolist(), tokens.tolist(), strict=True)
-            return self._searches.decide(plan.beams, dict(zip(slots.tolist(), found, strict=True)))
+            return decide(plan.beams, searches, dict(zip(slots.tolist(), found, strict=True)))
 
         return decided
 

@@ -64,6 +64,10 @@ class Generator:
             self._last.take(plan, result)
         return self._scheduler.update(result)
 
+    def check_integrity(self) -> None:
+        """Nothing is lost, nothing held that should not be: see `Scheduler.check_integrity`."""
+        self._scheduler.check_integrity()
+
     def close(self) -> None:
         self._ranks.close()
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from actors.cache_size import num_blocks
+from actors.cache_size import cache_limits, num_blocks
 from actors.generator import Generator, Pace
 from actors.rank_worker import RankSetup
 from actors.ranks import Ranks, SoloRank
@@ -39,18 +39,18 @@ def open_generator(engine_dir: Path, options: GeneratorOptions | None = None) ->
     """Returns when all ranks have loaded."""
     options = options or GeneratorOptions()
     manifest, ends = read_engine(engine_dir), ends_of(engine_dir)
-    lanes = manifest.checkpoint.mapping.pp_size
     ranks, blocks = _ranks(engine_dir, manifest, ends, options)
-    on_cpu = manifest.target == "cpu"
-    scheduler = Scheduler(
-        manifest.limits,
-        blocks,
-        eos=ends,
-        lanes=lanes,
-        draft_tokens=options.draft_tokens,
-        ahead=lanes == 1,
-    )
-    steps = lanes if lanes > 1 or on_cpu else 2
+    return planned(ranks, blocks, manifest, ends, draft_tokens=options.draft_tokens)
+
+
+def planned(
+    ranks: Ranks, num_blocks: int, manifest: EngineManifest, ends: tuple[int, ...], *, draft_tokens: int = 0
+) -> Generator:
+    """Ranks that have loaded an engine, with a scheduler."""
+    lanes = manifest.checkpoint.mapping.pp_size
+    limits, ahead = cache_limits(manifest), lanes == 1
+    scheduler = Scheduler(limits, num_blocks, eos=ends, lanes=lanes, draft_tokens=draft_tokens, ahead=ahead)
+    steps = lanes if lanes > 1 or manifest.target == "cpu" else 2
     return Generator(ranks, scheduler, Pace(steps=steps, fed=lanes > 1), manifest, frozenset(ends))
 
 

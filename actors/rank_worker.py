@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from actors.cache_size import cache_limits
 from actors.chooser import Chooser, Vocabulary
 from actors.communicators.links import Kind, Links, open_links
 from actors.communicators.rendezvous import Rendezvous, join_store
@@ -58,7 +59,7 @@ class RankWorker:
     def __init__(self, setup: RankSetup, *, host: str = "127.0.0.1", device: str | None = None) -> None:
         """Loads the engine, waits until all ranks have, connects; graphs are captured last."""
         manifest = read_engine(setup.engine_dir)
-        checkpoint, limits = manifest.checkpoint, manifest.limits
+        checkpoint, limits = manifest.checkpoint, cache_limits(manifest)
         mapping, spec = checkpoint.mapping, checkpoint.spec
         self._place, self._last_stage = mapping.place(setup.rank), mapping.pp_size - 1
         self._hidden, self._dtype = spec.hidden_size, getattr(torch, checkpoint.dtype)

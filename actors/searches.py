@@ -36,21 +36,25 @@ class Searches:
         if not self._slots[request]:
             del self._slots[request], self._of_request[request]
 
-    def num_candidates(self, several: Sequence[Beams]) -> int:
-        """Of every row, for all of them."""
-        return max(self._of_request[beams.request].num_candidates for beams in several)
+    def of(self, several: Sequence[Beams]) -> tuple[BeamSearch, ...]:
+        """Those of a step. What it finds is theirs, even if others have their names when that is known."""
+        return tuple(self._of_request[beams.request] for beams in several)
 
-    def decide(
-        self, several: Sequence[Beams], rows: Mapping[int, tuple[list[float], list[int]]]
-    ) -> tuple[BeamDecision, ...]:
-        """From the likeliest continuations of every slot, scores and tokens."""
-        return tuple(self._decided(beams, rows) for beams in several if beams.request in self._of_request)
 
-    def _decided(self, beams: Beams, rows: Mapping[int, tuple[list[float], list[int]]]) -> BeamDecision:
-        search = self._of_request[beams.request]
-        scores, tokens = zip(*(rows[slot] for slot in beams.slots), strict=True)
-        decision = search.step(beams.scores, scores, tokens)
-        return _told(beams, decision)
+def decide(
+    several: Sequence[Beams],
+    searches: Sequence[BeamSearch],
+    rows: Mapping[int, tuple[list[float], list[int]]],
+) -> tuple[BeamDecision, ...]:
+    """What becomes of them, from the likeliest continuations of every slot: scores and tokens."""
+    return tuple(_decided(beams, search, rows) for beams, search in zip(several, searches, strict=True))
+
+
+def _decided(
+    beams: Beams, search: BeamSearch, rows: Mapping[int, tuple[list[float], list[int]]]
+) -> BeamDecision:
+    scores, tokens = zip(*(rows[slot] for slot in beams.slots), strict=True)
+    return _told(beams, search.step(beams.scores, scores, tokens))
 
 
 def _told(beams: Beams, decision: Decision) -> BeamDecision:

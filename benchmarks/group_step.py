@@ -13,23 +13,61 @@ import time
 from collections.abc import Callable
 
 import ray
+import torch
 import zmq
 
-from actors.messages import Assigned, Order, StepPlan, StepResult, bits_of, decode, encode
+from actors.messages import (
+    Admitted,
+    Assigned,
+    Chunk,
+    Order,
+    StepPlan,
+    StepResult,
+    bits_of,
+    decode,
+    encode,
+    packed,
+)
 from actors.rank_actors import here
+from actors.sampling_params import SamplingParams
+from actors.step_builder import StepBuilder
 from actors.wires import Endpoints, Head, Tail
+from builders.limits import Limits
 
-TOKENS_PER_BLOCK = 32
+MOST, CONTEXT = 256, 768
+LIMITS = Limits(max_batch_size=MOST, max_input_len=CONTEXT, max_seq_len=1 << 14, tokens_per_block=32)
+
+
+class Rank:
+    """What a rank does with an order beside computing: its step as tensors, and a token for every row."""
+
+    def __init__(self) -> None:
+        self._builder = StepBuilder(LIMITS, table=torch.zeros(MOST + 1, 1, dtype=torch.int64))
+        slots = range(MOST)
+        last = tuple(Chunk(slot, CONTEXT - 1, 1, (slot,)) for slot in slots)
+        self._builder.build(StepPlan(0, admitted=tuple(map(_admitted, slots)), chunks=last))
+
+    def obey(self, data: bytes) -> bytes:
+        batch = self._builder.build(decode(Order, data).plan)
+        self._builder.changed()
+        return encode(StepResult(1, tuple(batch.step.positions.tolist())))
+
+
+def _admitted(slot: int) -> Admitted:
+    blocks = tuple(range(slot, slot + CONTEXT // LIMITS.tokens_per_block))
+    return Admitted(slot, f"r{slot}", 0, SamplingParams(), packed([1] * CONTEXT), CONTEXT, blocks)
 
 
 class Echo:
     """The other process: gives back, in three ways."""
 
     def obey(self, endpoints: Endpoints) -> None:
-        """Our messages: an order comes, a token for every sequence goes back."""
-        tail = Tail(endpoints, 1)
-        while data := tail.receive(wait=True):
-            tail.send(answered(data))
+        """Our messages."""
+        tail, rank = Tail(endpoints, 1), Rank()
+        while True:
+            data = tail.receive(wait=True)
+            assert data is not None, "a wait ends with an order"
+            tail.send(rank.obey(data))
 
     def bounce(self, endpoint: str) -> None:
         """As many bytes as come, through a bare socket."""
@@ -44,25 +82,14 @@ class Echo:
 
 
 def decoding(sequences: int) -> Order:
-    """Every sequence decodes; those that are at the end of a block are given another."""
-    grown = range(0, sequences, TOKENS_PER_BLOCK)
-    plan = StepPlan(
-        step=1,
-        assigned=tuple(Assigned(slot, 20, (1000 + slot,)) for slot in grown),
-        decode=bits_of((1 << sequences) - 1),
-    )
-    return Order(plan)
-
-
-def answered(data: bytes) -> bytes:
-    """What a rank makes of an order, but for the step itself."""
-    plan = decode(Order, data).plan
-    count = int.from_bytes(plan.decode, "little").bit_count()
-    return encode(StepResult(plan.step, tuple(range(100_000, 100_000 + count))))
+    """A token for each of so many sequences, told to ranks that did not sample it; some have a new block."""
+    grown = tuple(Assigned(slot, 24, (4000 + slot,)) for slot in range(0, sequences, 32))
+    plan = StepPlan(1, assigned=grown, decode=bits_of((1 << sequences) - 1))
+    return Order(plan, packed([1000] * sequences))
 
 
 def ours(head: Head, sequences: int) -> Callable[[], None]:
-    """An order there, a result back."""
+    """A plan to an order, there, to tensors; the result back."""
     order = decoding(sequences)
 
     def turn() -> None:
@@ -76,12 +103,8 @@ def ours(head: Head, sequences: int) -> Callable[[], None]:
 
 def packing(sequences: int) -> Callable[[], None]:
     """What of it is the work of both processes on messages, none of it on sockets."""
-    order = decoding(sequences)
-
-    def turn() -> None:
-        decode(StepResult, answered(encode(order)))
-
-    return turn
+    order, rank = decoding(sequences), Rank()
+    return lambda: decode(StepResult, rank.obey(encode(order)))
 
 
 def bare(socket: zmq.Socket[bytes], data: bytes) -> Callable[[], None]:
@@ -143,6 +166,7 @@ def main() -> None:
     parser.add_argument("--sequences", type=int, nargs="*", default=[1, 64, 256])
     parser.add_argument("--rounds", type=int, default=2000)
     options = parser.parse_args()
+    torch.set_num_threads(1)
     ray.init(address="local", num_cpus=5, object_store_memory=80 << 20, include_dashboard=False)
     others = Others()
     print("| sequences | bytes | way | median us | 90% us |\n| --- | --- | --- | --- | --- |")

@@ -55,7 +55,7 @@ class TrtEngine:
         rows = torch.cat([self._run(x, batch).clone() for batch in batches])
         places = {token: row for row, token in enumerate(t for batch in batches for t in self._tokens(batch))}
         order = step.wanted.tolist() if self._last else range(len(x))
-        return rows[torch.tensor([places[token] for token in order], device=rows.device)]
+        return rows[torch.tensor([places[token] for token in order], dtype=torch.int64, device=rows.device)]
 
     def copy_blocks(self, copies: Sequence[tuple[int, int]]) -> None:
         for source, target in copies:

@@ -77,7 +77,7 @@ def first_step(prompts: list[list[int]]) -> Order:
 
 def blocks_of(slot: int, slots: int) -> tuple[int, ...]:
     """Blocks of different sequences interleave, so that a wrong table cannot go unnoticed."""
-    return tuple(range(slot, NUM_BLOCKS // slots * slots, slots))
+    return tuple(range(slot, 8 * slots, slots))
 
 
 def next_step(number: int, tokens: list[int]) -> Order:

@@ -15,10 +15,12 @@ from actors.messages import (
     Assigned,
     BeamDecision,
     Beams,
+    Beat,
     Chunk,
     Fork,
     Hypothesis,
     Logprobs,
+    Order,
     Request,
     Run,
     StepPlan,
@@ -54,7 +56,7 @@ def several(values: st.SearchStrategy[Any]) -> st.SearchStrategy[tuple[Any, ...]
 
 LOGPROBS = st.builds(Logprobs, NUMBER, TOKENS, st.lists(NUMBER, max_size=3).map(tuple))
 HYPOTHESIS = st.builds(Hypothesis, COUNT, COUNT, NUMBER)
-MESSAGES = {
+MESSAGES: dict[type, Any] = {
     Request: st.builds(Request, st.text(), TOKENS, PARAMS, st.text()),
     StepPlan: st.builds(
         StepPlan,
@@ -91,6 +93,8 @@ MESSAGES = {
         several(st.binary()),
     ),
 }
+MESSAGES[Order] = st.builds(Order, MESSAGES[StepPlan], st.binary())
+MESSAGES[Beat] = st.builds(Beat, st.binary(), COUNT, st.booleans(), COUNT)
 
 
 @pytest.mark.parametrize("kind", MESSAGES, ids=lambda kind: kind.__name__)
