@@ -115,6 +115,14 @@ class StepPlan(Struct, frozen=True, array_like=True):
         return len(slots_of(self.decode)) + runs + sum(chunk.count for chunk in self.chunks)
 
 
+class Order(Struct, frozen=True, array_like=True):
+    """A plan as ranks get it."""
+
+    plan: StepPlan
+    tokens: bytes = b""
+    """What the slots that decode sampled last, `packed`, where the ranks that need it did not sample it."""
+
+
 class Logprobs(Struct, frozen=True, array_like=True):
     """Of one sampled token, and of the likeliest."""
 
@@ -176,12 +184,24 @@ class Tokens(Struct, frozen=True, array_like=True):
     """Of a text that beam search found."""
 
 
-Message = Request | StepPlan | StepResult | Tokens
-MessageT = TypeVar("MessageT", Request, StepPlan, StepResult, Tokens)
+class Beat(Struct, frozen=True, array_like=True):
+    """A sign of life."""
+
+    secret: bytes
+    """Of the group: what does not have it is not from its ranks."""
+    rank: int
+    ready: bool
+    """Whether it has loaded its engine and takes orders."""
+    done: int
+    """Steps that it has finished."""
+
+
+Message = Request | StepPlan | Order | StepResult | Tokens | Beat
+MessageT = TypeVar("MessageT", Request, StepPlan, Order, StepResult, Tokens, Beat)
 
 _ENCODER = msgspec.msgpack.Encoder()
 _DECODERS: dict[type, Any] = {
-    kind: msgspec.msgpack.Decoder(kind) for kind in (Request, StepPlan, StepResult, Tokens)
+    kind: msgspec.msgpack.Decoder(kind) for kind in (Request, StepPlan, Order, StepResult, Tokens, Beat)
 }
 
 

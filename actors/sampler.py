@@ -116,7 +116,7 @@ class Sampler:
         self._tokens = places(vocab_size, device)
         self._needs: dict[int, Needs] = {}
         self._kinds: Counter[Needs] = Counter()
-        self._all_needs = Needs()
+        self.all_needs = Needs()
 
     @property
     def layout(self) -> int:
@@ -156,7 +156,7 @@ class Sampler:
             self._spoken.open(slot, prompt, text)
         self._needs[slot] = needs
         self._kinds[needs] += 1
-        self._all_needs = Needs.union(self._kinds)
+        self.all_needs = Needs.union(self._kinds)
 
     def _check(self, params: SamplingParams, prompt: Sequence[int]) -> None:
         for name, tokens in (
@@ -189,7 +189,7 @@ class Sampler:
                 additions.put(slot, {})
         self._spoken.close(slot)
         self._kinds -= Counter([needs])
-        self._all_needs = Needs.union(self._kinds)
+        self.all_needs = Needs.union(self._kinds)
 
     def needs(self, slots: Iterable[int]) -> Needs:
         """What the requests in these slots need."""
@@ -202,7 +202,7 @@ class Sampler:
         prompt included. `needs` must cover the slots'; without it, those of all admitted requests are met. A
         slot with penalties can have one row: the next token's score depends on what this one is.
         """
-        needs = needs or self._all_needs
+        needs = needs or self.all_needs
         scores = self.adjusted(logits, slots, positions, needs)
         if needs.draw:
             scores = self._drawable(scores, slots, positions, needs)
@@ -215,7 +215,7 @@ class Sampler:
         self, scores: Tensor, slots: Tensor, positions: Tensor, needs: Needs | None = None
     ) -> Tensor:
         """Scores [R, V] after penalties, biases and bars, which is all that beam search wants."""
-        needs = needs or self._all_needs
+        needs = needs or self.all_needs
         if needs.penalties:
             repetition, presence, frequency = self._reals[slots][:, 3:6].float().unbind(-1)
             scores = self._spoken.penalized(scores, slots, (repetition, presence, frequency))

@@ -31,7 +31,9 @@ class Scheduler:
         eos: Iterable[int] = (),
         lanes: int = 1,
         draft_tokens: int = 0,
+        ahead: bool = True,
     ) -> None:
+        """`ahead`: a lane's step may be planned before the one before it has a result."""
         size = limits.max_batch_size
         self._limits = limits
         self._lanes = [Lane([*reversed(range(n * size, (n + 1) * size))], size) for n in range(lanes)]
@@ -39,6 +41,7 @@ class Scheduler:
         self._issued: deque[Issued] = deque()
         self._texts = Texts(self._residents, frozenset(eos), limits.max_seq_len, draft_tokens)
         self._turn = self._step = 0
+        self._ahead = ahead
 
     @property
     def has_work(self) -> bool:
@@ -81,6 +84,8 @@ class Scheduler:
         for _ in range(2 * len(self._lanes)):
             lane = self._lanes[self._turn % len(self._lanes)]
             self._turn += 1
+            if not self._ahead and any(issued.lane is lane for issued in self._issued):
+                continue
             plan = self._step_of(lane)
             if plan:
                 return plan
@@ -88,7 +93,7 @@ class Scheduler:
 
     def _step_of(self, lane: Lane) -> StepPlan | None:
         self._make_room(lane)
-        decode, issued = bits_of(lane.mask), Issued(self._step, lane.rows())
+        decode, issued = bits_of(lane.mask), Issued(self._step, lane, lane.rows())
         runners, lane.ready = lane.ready, []
         changes = self._residents.changes
         copies, changes.copies = tuple(changes.copies), []  # what is forked from here on is copied later

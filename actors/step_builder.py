@@ -29,6 +29,8 @@ class Batch:
     """[T] What the host knows; the first are of sequences that decode, whose tokens only the device knows."""
     num_decoding: int
     """So many of the first rows take the token that their slot sampled last."""
+    is_decoding: bool
+    """Every sequence computes and samples one token."""
     slots: Tensor
     """[B] Of each sequence."""
     sampled: Tensor
@@ -49,9 +51,13 @@ class _Piece:
 
 
 class StepBuilder:
-    """What a rank knows of its slots, from plans alone."""
+    """What a rank knows of its slots, from plans alone.
 
-    def __init__(self, limits: Limits, *, lanes: int = 1) -> None:
+    Where the engine keeps a table of all slots' blocks, a step's sequences are slots, and `changed` has the
+    rows of the table that are new.
+    """
+
+    def __init__(self, limits: Limits, *, lanes: int = 1, table: Tensor | None = None) -> None:
         slots, self._block = lanes * limits.max_batch_size, limits.tokens_per_block
         self._table = np.zeros((slots, -(-limits.max_seq_len // self._block)), dtype=np.int64)
         self._tokens = np.zeros((slots, limits.max_seq_len), dtype=np.int32)
@@ -59,6 +65,8 @@ class StepBuilder:
         """Where each slot's next token goes, if it decodes."""
         self._decode: tuple[bytes, Integers] = b"", np.zeros(0, dtype=np.int64)
         """The last set of slots that decoded, as the plan had it and as numbers."""
+        self._engines_table = table
+        self._changed: set[int] = set()
 
     def build(self, plan: StepPlan) -> Batch:
         """The plan's step; plans come in order, none left out."""
@@ -72,16 +80,32 @@ class StepBuilder:
         slots = torch.from_numpy(rows.copy())
         step = Step(
             positions=torch.from_numpy(positions),
-            sequences=every,
+            sequences=every if self._engines_table is None else slots,
             lengths=torch.from_numpy(positions + 1),
             block_table=self._tables(rows, positions + 1),
             wanted=every,
         )
         return Batch(
-            step=step, tokens=torch.zeros_like(every), num_decoding=len(rows), slots=slots, sampled=slots
+            step=step,
+            tokens=torch.zeros_like(every),
+            num_decoding=len(rows),
+            is_decoding=True,
+            slots=slots,
+            sampled=slots,
         )
 
+    def changed(self) -> tuple[Tensor, Tensor] | None:
+        """Slots whose blocks have changed since this was asked last, and all their blocks."""
+        if not self._changed:
+            return None
+        slots = np.array(sorted(self._changed))
+        self._changed.clear()
+        return torch.from_numpy(slots), torch.from_numpy(self._table[slots])
+
     def _take_in(self, plan: StepPlan) -> None:
+        self._changed.update(one.slot for one in plan.admitted)
+        self._changed.update(one.slot for one in plan.assigned)
+        self._changed.update(fork.target for fork in plan.forks)
         for one in plan.admitted:
             known = np.frombuffer(one.tokens, dtype=np.int32)
             self._tokens[one.slot, : len(known)] = known
@@ -100,6 +124,8 @@ class StepBuilder:
 
     def _tables(self, rows: Integers, lengths: Integers) -> Tensor:
         """No wider than the longest needs."""
+        if self._engines_table is not None:
+            return self._engines_table
         width = -(-int(lengths.max()) // self._block)
         return torch.from_numpy(self._table[rows, :width])
 
@@ -123,11 +149,14 @@ class StepBuilder:
             first + place for first, piece in zip(firsts, pieces, strict=True) for place in piece.wanted
         ]
         sampled = [slot for piece in pieces for slot in piece.sampled]
+        sequences = np.concatenate(
+            [np.arange(decoding), np.repeat(decoding + np.arange(len(pieces)), counts)]
+        )
+        if self._engines_table is not None:
+            sequences = slots[sequences]
         step = Step(
             positions=torch.from_numpy(np.concatenate([positions, np.repeat(starts, counts) + inside])),
-            sequences=torch.from_numpy(
-                np.concatenate([np.arange(decoding), np.repeat(decoding + np.arange(len(pieces)), counts)])
-            ),
+            sequences=torch.from_numpy(sequences),
             lengths=torch.from_numpy(lengths),
             block_table=self._tables(slots, lengths),
             wanted=torch.from_numpy(np.concatenate([np.arange(decoding), wanted]).astype(np.int64)),
@@ -137,6 +166,7 @@ class StepBuilder:
             step=step,
             tokens=torch.from_numpy(known),
             num_decoding=decoding,
+            is_decoding=all(len(one.tokens) == 1 and one.sampled == (one.slot,) for one in pieces),
             slots=torch.from_numpy(slots),
             sampled=torch.from_numpy(np.concatenate([rows, sampled]).astype(np.int64)),
         )

@@ -9,7 +9,7 @@ from actors.drafts import accepted
 from actors.messages import Logprobs, Request, Run, StepResult, Tokens
 from actors.residents import Residents
 from actors.sampling_params import SamplingParams
-from actors.sequences import Sequence
+from actors.sequences import Lane, Sequence
 from builders.errors import UserError
 from builders.limits import Limits
 
@@ -19,6 +19,7 @@ class Issued:
     """A plan whose result is awaited, by rows."""
 
     step: int
+    lane: Lane
     decoding: list[Sequence]
     runs: list[tuple[Sequence, Run]] = field(default_factory=list)
     sampled: list[Sequence] = field(default_factory=list)

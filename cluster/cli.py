@@ -20,6 +20,7 @@ from cluster.demo_options import DemoOptions
 from cluster.inspect_options import InspectOptions
 from cluster.options import command
 from cluster.progress import stderr_reporter
+from cluster.run_options import RunOptions
 from cluster.store_options import PinOptions, PruneOptions, StoreOptions
 
 app = typer.Typer(
@@ -66,6 +67,16 @@ def build(options: BuildOptions) -> None:
 
     result = run(options, stderr_reporter(as_json=options.json))
     _print(result.to_json(), result.to_text(), as_json=options.json)
+
+
+@command(app, RunOptions, name="run")
+def run(options: RunOptions) -> None:
+    """Go on with texts or tokens: many at once, on the ranks of an engine, which start by themselves."""
+    from cluster.run import run as generate
+
+    result = generate(options, sys.stdout, sys.stderr)
+    if options.json or result.to_text():
+        _print(result.to_json(), result.to_text(), as_json=options.json)
 
 
 @command(app, InspectOptions, name="inspect")

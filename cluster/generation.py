@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
@@ -14,6 +16,7 @@ from actors.detokenizer import Words
 from actors.messages import Logprobs, Request, Tokens, Usage
 from actors.sampling_params import SamplingParams
 from actors.stops import Piece
+from actors.texts import check_request
 from builders.errors import UserError
 from builders.limits import Limits
 
@@ -92,15 +95,35 @@ def generate(
     return [one.result() for one in wanted]
 
 
+def check(
+    prompts: Sequence[Sequence[int]], params: SamplingParams, limits: Limits, num_blocks: int | None
+) -> None:
+    """Refuse what an engine of these limits would refuse; None where the size of its cache is not known."""
+    blocks = sys.maxsize if num_blocks is None else num_blocks
+    for number, prompt in enumerate(prompts):
+        with _named(number):
+            check_request(Request(str(number), tuple(prompt), params), limits, blocks)
+
+
+@contextmanager
+def _named(number: int) -> Iterator[None]:
+    """Say whose error it is."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"prompt {number}: {error}") from error
+
+
 def _add(generator: TokenSource, wanted: Sequence[_Wanted]) -> None:
     """All or none: one that can never be done is found before work is done for the others."""
     for number, one in enumerate(wanted):
         try:
-            generator.add(Request(str(number), one.prompt, one.params))
-        except UserError as error:
+            with _named(number):
+                generator.add(Request(str(number), one.prompt, one.params))
+        except UserError:
             for added in range(number):
                 generator.cancel(str(added))
-            raise UserError(f"prompt {number}: {error}") from error
+            raise
 
 
 class _Wanted:

@@ -50,7 +50,7 @@ class Gloo:
         self._wait("receive", lambda: self._group.recv([out], source, 0))
         return out
 
-    def finish(self) -> None:
+    def finish(self, done: torch.cuda.Event | None = None) -> None:
         """Only what is sent goes on in the background."""
         if self._sent is not None:
             (work, _), self._sent = self._sent, None

@@ -75,10 +75,11 @@ class Nccl:
         self._comm.recv(out.data_ptr(), out.numel(), _DTYPES[dtype], source, _stream())
         return out
 
-    def finish(self) -> None:
+    def finish(self, done: torch.cuda.Event | None = None) -> None:
         """Looks again and again, letting other threads run: a wait inside the driver would have no end."""
-        done = torch.cuda.Event()
-        done.record()
+        if done is None:
+            done = torch.cuda.Event()
+            done.record()
         deadline = time.monotonic() + self._place.timeout_s
         for look in count(1):
             if self._aborted:

@@ -76,8 +76,8 @@ class SymmetricMemory:
     def receive(self, shape: Sequence[int], dtype: torch.dtype, source: int) -> Tensor:
         return self._base.receive(shape, dtype, source)
 
-    def finish(self) -> None:
-        self._base.finish()
+    def finish(self, done: torch.cuda.Event | None = None) -> None:
+        self._base.finish(done)
 
     def close(self) -> None:
         self._base.close()
