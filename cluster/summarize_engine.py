@@ -38,7 +38,8 @@ class EngineSummarizer:
         """The prompts once more, each with one token after it."""
         if not self._wants_logprobs:
             return list(summaries)
-        results = generate(self._source, prompts, _SCORING, words=None)
+        scoring = SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=0)
+        results = generate(self._source, prompts, scoring, words=None)
         return [
             replace(summary, prompt_logprob=sum(one.sampled for one in result.prompt_logprobs))
             for summary, result in zip(summaries, results, strict=True)
@@ -53,6 +54,3 @@ class EngineSummarizer:
         if output.score is not None:
             return output.score * len(output.tokens) ** self._params.length_penalty
         return sum(one.sampled for one in output.logprobs)
-
-
-_SCORING = SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=0)

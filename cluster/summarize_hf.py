@@ -83,13 +83,11 @@ class HfSummarizer:
         chosen = logits.gather(1, ids[0, 1:, None])[:, 0]
         return (chosen - logits.logsumexp(-1)).double()
 
-    def _text(self, row: Sequence[int]) -> Text:
+    def _text(self, row: list[int]) -> Text:
         """A row goes on with padding after its end."""
         end = next((at for at, token in enumerate(row) if token in self._ends), None)
         tokens = row if end is None else row[: end + 1]
-        text = self._tokenizer.decode(
-            row[:end], skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
+        text = self._tokenizer.decode(row[:end], skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return Text(tokens=tuple(tokens), text=str(text))
 
     def _tensor(self, rows: Any) -> Tensor:
@@ -101,8 +99,8 @@ class HfSummarizer:
         needed = max(map(len, prompts)) + self._params.max_tokens
         if most is not None and needed > most:
             raise UserError(
-                f"--max_input_length and --output_len: a prompt and its summary take {needed} tokens, the model "
-                f"has {most} positions; make them add up to {most} or less"
+                f"--max_input_length and --output_len: an article and its summary take {needed} tokens, the "
+                f"model has {most} positions; make them add up to {most} or less"
             )
 
 
@@ -114,7 +112,7 @@ def _load(folder: Path, dtype: str, *, spread: bool) -> Any:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model: Any = AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, device_map="auto" if spread else None, local_files_only=True
         )
     except (OSError, ValueError, KeyError, ImportError) as error:

@@ -43,7 +43,9 @@ class Column:
     @property
     def perplexity(self) -> list[Perplexity] | None:
         """The same, if it was asked for."""
-        beams = [[one.perplexity for one in beam if one.perplexity] for beam in zip(*self.judged, strict=True)]
+        beams = [
+            [one.perplexity for one in beam if one.perplexity] for beam in zip(*self.judged, strict=True)
+        ]
         return [mean_perplexity(beam) for beam in beams] if all(beams) else None
 
     def to_json(self) -> dict[str, Any]:
