@@ -47,9 +47,13 @@ def drafts_beside(output: Path, option: str = "--output_dir") -> Iterator[Scratc
 def check_file(option: str, output: Path) -> None:
     """Refuse, before any work is done, what cannot be written in the end."""
     place = real_place(output, option)
-    if not place.parent.is_dir():
+    try:
+        has_folder, is_taken = place.parent.is_dir(), place.exists() and not place.is_file()
+    except OSError as error:
+        raise UserError(f"{option}={output}: cannot be written ({error.strerror}); choose another") from error
+    if not has_folder:
         raise UserError(f"{option}={output}: there is no folder {place.parent}; make it, or choose another")
-    if place.exists() and not place.is_file():
+    if is_taken:
         raise UserError(f"{option}={output}: exists and is not a file; choose another")
     with drafts_beside(place, option):
         pass

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, TextIO
 
-from actors.open_generator import GeneratorOptions, open_generator
 from transformers import PreTrainedTokenizerBase
 
 from actors.detokenizer import Words
+from actors.open_generator import GeneratorOptions, open_generator
 from actors.sampling_params import SamplingParams
 from builders.engine_manifest import EngineManifest, read_engine
 from builders.errors import UserError
@@ -33,8 +35,8 @@ class RunResult:
     """Texts of a prompt are independent samples, not beams."""
     shown: bool
     """It was printed as it came."""
-    files: Sequence[str] = ()
-    """A line for every file."""
+    files: Sequence[Path] = ()
+    """Where it was written."""
 
     def to_json(self) -> dict[str, Any]:
         return self.generated.to_json()
@@ -42,7 +44,7 @@ class RunResult:
     def to_text(self) -> str:
         """The files where there are any, else all that was generated."""
         if self.files or self.shown:
-            return "\n".join(self.files)
+            return "\n".join(f"wrote {file}" for file in self.files)
         return transcript(self.generated, sampled=self.sampled)
 
 
@@ -72,12 +74,12 @@ def run(options: RunOptions, out: TextIO, notes: TextIO) -> RunResult:
     for note in check_choice(options):
         print(note, file=notes)
     prepared = _prepare(options)
-    stream = _stream(prepared, options.streaming_interval, out) if options.streaming else None
+    stream = _stream(prepared, options.streaming_interval, out)
     clock = [time.monotonic()]
-    with open_generator(options.engine_dir, prepared.generator) as generator:
+    with open_generator(options.engine_dir, prepared.generator) as generator, closing(stream):
         clock.append(time.monotonic())
         words = Words(prepared.tokenizer) if prepared.tokenizer else None
-        hear = stream.hear if stream else None
+        hear = stream.hear if options.streaming else None
         results = generate(generator, prepared.prompts, prepared.params, words=words, on_piece=hear)
         clock.append(time.monotonic())
     generated = Generated(
@@ -149,6 +151,6 @@ def _summary(generated: Generated) -> str:
     tokens = sum(result.usage.output_tokens for result in generated.results)
     load, seconds = generated.seconds["load"], generated.seconds["generate"]
     return (
-        f"{len(generated.results)} prompts, {tokens} tokens in {seconds:.2f} s "
-        f"({tokens / max(seconds, 1e-9):.1f} a second), loaded in {load:.2f} s"
+        f"generated {tokens} tokens in {seconds:.2f} s ({tokens / max(seconds, 1e-9):.1f} a second), "
+        f"loaded in {load:.2f} s"
     )

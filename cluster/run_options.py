@@ -22,7 +22,7 @@ class RunOptions:
     input_file: Path | None = option(
         None,
         help="Prompts in a file instead: a line each; or token ids in .csv, a row each, or in .npy, one row "
-        "or several, which --pad_id fills up at their ends.",
+        "or several that are filled up at their ends.",
         group=_INPUT,
     )
     tokenizer_dir: Path | None = option(
@@ -103,7 +103,7 @@ class RunOptions:
     )
     early_stopping: int = option(
         1,
-        help="1 ends the search with the first --num_beams whole texts, 0 when none can get better.",
+        help="1 ends the search once there are as many texts as beams, 0 when none can get better.",
         group=_BEAMS,
         least=0,
         most=1,
@@ -131,7 +131,7 @@ class RunOptions:
         help="File for the tokens' log-probabilities, as float32 [prompts, texts, tokens].",
         group=_OUTPUT,
     )
-    json: bool = option(False, help="Print what --output_json would hold.", group=_OUTPUT)
+    json: bool = option(False, help="Print the result as JSON.", group=_OUTPUT)
     kv_cache_free_gpu_memory_fraction: float = option(
         0.9,
         help="How much of the free memory of every GPU is for the cache.",

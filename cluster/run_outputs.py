@@ -1,4 +1,4 @@
-"""The files that `rankforge run` writes: arrays of tokens, logits and log-probabilities; all of it as JSON."""
+"""The files that `rankforge run` writes: arrays of tokens, logits and log-probabilities, and JSON."""
 
 from __future__ import annotations
 
@@ -70,13 +70,12 @@ def check_outputs(options: RunOptions) -> None:
             raise UserError(f"--{name}={path}: --{other} is the same file; choose another")
 
 
-def write_outputs(options: RunOptions, generated: Generated) -> list[str]:
-    """Each file appears whole; the lines that say so."""
+def write_outputs(options: RunOptions, generated: Generated) -> list[Path]:
+    """Each file appears whole."""
     for name, path in _wanted(options):
         with new_file(f"--{name}", path) as draft:
             _WRITERS[name](generated, draft)
-    count = sum(len(result.outputs) for result in generated.results)
-    return [f"{path}: {count} texts" for _, path in _wanted(options)]
+    return [path for _, path in _wanted(options)]
 
 
 def _wanted(options: RunOptions) -> list[tuple[str, Path]]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from actors.open_generator import ends_of as ends_of_engine
 from transformers import PreTrainedTokenizerBase
 
+from actors.open_generator import ends_of as ends_of_engine
 from builders.errors import UserError
 from cluster.run_options import RunOptions
 

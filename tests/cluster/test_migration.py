@@ -10,10 +10,14 @@ import pytest
 from cluster.build_options import BuildOptions
 from cluster.convert_options import ConvertOptions
 from cluster.migration import TABLE, Row, advice
+from cluster.run_options import RunOptions
 
 PAGE = Path(__file__).parent.parent.parent / "docs/migration.md"
 OURS = {
-    f"--{field.name}" for options in (ConvertOptions, BuildOptions) for field in dataclasses.fields(options)
+    f"--{name}"
+    for options in (ConvertOptions, BuildOptions, RunOptions)
+    for field in dataclasses.fields(options)
+    for name in (field.name, field.metadata.get("also"))
 }
 
 
