@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
@@ -112,11 +113,17 @@ def _load(folder: Path, dtype: str, *, spread: bool) -> Any:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, device_map="auto" if spread else None, local_files_only=True
+        model, found = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype,
+            device_map="auto" if spread else None,
+            local_files_only=True,
+            output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         raise SourceError(f"--hf_model_dir={folder}: Transformers cannot load it ({error})") from error
+    if missing := sorted(found["missing_keys"]):  # for which it makes weights up
+        raise SourceError(f"--hf_model_dir={folder}: {len(missing)} tensors are missing, first {missing[0]}")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return (model if spread else model.to(device)).eval()
 
