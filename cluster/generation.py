@@ -71,6 +71,8 @@ class Result:
     outputs: tuple[Output, ...]
     """One, or `n`, or the best of beam search, the best first."""
     usage: Usage
+    prompt_logprobs: tuple[Logprobs, ...] = ()
+    """Of every token of the prompt but the first, if they were asked for."""
 
 
 def generate(
@@ -134,6 +136,7 @@ class _Wanted:
     ) -> None:
         self.prompt, self.params = prompt, params
         self._cached_tokens = 0
+        self._prompt_logprobs: tuple[Logprobs, ...] = ()
         room = source.limits.max_seq_len - len(prompt)
         bounded = _bounded(params, room)
         self._texts = [_Text(stops.Output(bounded, words, source.eos)) for _ in range(params.n)]
@@ -143,6 +146,7 @@ class _Wanted:
         """What the news add to their text, up to its end."""
         if news.usage:
             self._cached_tokens = max(self._cached_tokens, news.usage.cached_tokens)
+        self._prompt_logprobs = self._prompt_logprobs or news.prompt_logprobs
         return self._texts[news.index].take(news)
 
     def ends_before(self, news: Tokens) -> bool:
@@ -153,7 +157,7 @@ class _Wanted:
         outputs = tuple(text.output(self._has_words) for text in self._texts)
         generated = sum(len(output.tokens) for output in outputs)
         usage = Usage(len(self.prompt), generated, self._cached_tokens)
-        return Result(prompt=self.prompt, outputs=outputs, usage=usage)
+        return Result(prompt=self.prompt, outputs=outputs, usage=usage, prompt_logprobs=self._prompt_logprobs)
 
 
 def _bounded(params: SamplingParams, room: int) -> SamplingParams:
@@ -172,6 +176,7 @@ class _Text:
     finish: Literal["stop", "length"] | None = None
     score: float | None = None
     logprobs: list[Logprobs] = field(default_factory=list)
+    logits: list[bytes] = field(default_factory=list)
 
     def take(self, news: Tokens) -> list[Piece]:
         pieces = []
@@ -184,6 +189,7 @@ class _Text:
             self.finish = piece.finish_reason
             pieces.append(piece)
         self.logprobs += news.logprobs[: len(pieces)]
+        self.logits += news.logits[: len(pieces)]
         self.score = news.score
         return pieces
 
@@ -195,5 +201,11 @@ class _Text:
             finish=self.finish,
             score=self.score,
             logprobs=tuple(self.logprobs),
-            logits=None,
+            logits=_rows(self.logits),
         )
+
+
+def _rows(logits: Sequence[bytes]) -> NDArray[np.float32] | None:
+    if not logits:
+        return None
+    return np.frombuffer(b"".join(logits), np.float32).reshape(len(logits), -1)

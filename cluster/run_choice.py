@@ -41,6 +41,7 @@ def choice_of(options: RunOptions) -> SamplingParams:
         seed=options.seed,
         stop=tuple(options.stop_words),
         logprobs=0 if options.output_log_probs_npy else None,
+        logits=options.output_logits_npy is not None,
         n=options.num_return_sequences or options.num_beams,
         num_beams=options.num_beams,
         length_penalty=options.length_penalty,

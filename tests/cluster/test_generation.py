@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from typing import Any
 
+import numpy as np
 import pytest
 
 from actors.detokenizer import Words
@@ -14,7 +15,7 @@ from actors.stops import Piece
 from builders.errors import UserError
 from builders.limits import Limits
 from cluster.generation import Result, generate
-from tests.actors.fake_ranks import EOS, VOCABULARY, FakeRanks, alone, beams_alone
+from tests.actors.fake_ranks import EOS, VOCABULARY, FakeRanks, alone, beams_alone, logits_alone, prompt_alone
 from tests.actors.service import BLOCK, Service, limits_of
 from tests.actors.test_detokenizer import byte_level
 
@@ -160,8 +161,29 @@ def test_logprobs_are_one_for_every_token() -> None:
         assert [-one.sampled for one in output.logprobs] == list(output.tokens)
 
 
+@pytest.mark.parametrize("drafts", [0, 4])
+def test_logits_are_a_row_for_every_token(drafts: int) -> None:
+    params = greedy(logits=True, max_tokens=30, stop=("x", "yz"))
+    prompts = [[1, 2] * 8, [3]]
+    for result in generate(Ranks(draft_tokens=drafts), prompts, params, words=Words(byte_level())):
+        (output,) = result.outputs
+        rows = logits_alone(Request("", result.prompt, params), output.tokens)
+        assert output.logits is not None and output.logits.dtype == np.float32
+        assert [row.tobytes() for row in output.logits] == rows
+    (without,) = generate(Ranks(), [[1]], greedy(), words=None)
+    assert without.outputs[0].logits is None
+
+
+def test_prompts_are_scored_once_whatever_the_number_of_texts() -> None:
+    params = greedy(prompt_logprobs=0, n=2, temperature=1, seed=0)
+    for result in generate(Ranks(scored_tokens=2), PROMPTS, params, words=None):
+        expected = prompt_alone(Request("", result.prompt, params))
+        assert list(result.prompt_logprobs) == expected and len(expected) == len(result.prompt) - 1
+
+
 def test_usage_counts_the_prompt_the_tokens_and_what_was_cached() -> None:
-    first, second = generate(Ranks(limits_of(max_batch_size=1)), [[1] * 9, [1] * 9], greedy(), words=None)
+    one_at_a_time = Ranks(limits_of(max_batch_size=1, max_beam_width=1))
+    first, second = generate(one_at_a_time, [[1] * 9, [1] * 9], greedy(), words=None)
     assert (first.usage.prompt_tokens, first.usage.output_tokens, first.usage.cached_tokens) == (9, 12, 0)
     assert second.usage.cached_tokens == 9 // BLOCK * BLOCK
 
