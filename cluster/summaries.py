@@ -60,10 +60,12 @@ class Prompter:
     def prompt(self, article: Article) -> Prompt:
         """The article in its template, as tokens."""
         text = self.template.replace(ARTICLE, article.text).strip().replace(" n't", "n't")
+        self.tokenizer.truncation_side = "left"
         tokens = self.tokenizer(
             text,
             add_special_tokens=self.add_special_tokens,
             truncation=True,
             max_length=self.max_tokens,
+            verbose=False,
         )
         return tuple(tokens["input_ids"])

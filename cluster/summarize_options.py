@@ -20,9 +20,7 @@ DataType = Literal["auto", "float32", "float16", "bfloat16", "fp32", "fp16", "bf
 class SummarizeOptions:
     """What summarizes, what is summarized, and how."""
 
-    engine_dir: Path | None = option(
-        None, help="An engine that `rankforge build` made.", group=_MODELS
-    )
+    engine_dir: Path | None = option(None, help="An engine that `rankforge build` made.", group=_MODELS)
     hf_model_dir: str | None = option(
         None,
         help="Hugging Face id or folder of the model that the engine was made from.",

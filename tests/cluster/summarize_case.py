@@ -15,7 +15,9 @@ from tests.cluster.test_convert import go
 
 SPECIAL = ("<pad>", "<s>", "</s>")
 """As the tiny models number them."""
-WORDS = [first + second + third for first in "bdfg" for second in "aeiou" for third in ("", "n", "rt", "st", "x")]
+WORDS = [
+    first + second + third for first in "bdfg" for second in "aeiou" for third in ("", "n", "rt", "st", "x")
+]
 LIMITS = {
     "max_batch_size": 4, "max_input_len": 24, "max_seq_len": 40, "max_num_tokens": 64, "max_beam_width": 3,
     "tokens_per_block": 4,

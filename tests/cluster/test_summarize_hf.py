@@ -30,7 +30,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_model(tmp_path_factory.mktemp("hf") / "model")
 
 
-def opened(model: Path, ends: tuple[int, ...] | None = (), scored: bool = False, **params: Any) -> HfSummarizer:
+def opened(
+    model: Path, ends: tuple[int, ...] | None = (), scored: bool = False, **params: Any
+) -> HfSummarizer:
     given = SamplingParams(**{"max_tokens": NEW_TOKENS, "temperature": 0, **params})
     return HfSummarizer(
         model, tokenizer(), given, dtype="auto", spread=False, ends=ends, wants_logprobs=scored
