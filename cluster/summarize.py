@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -25,10 +26,11 @@ def summarize(options: SummarizeOptions, report: Reporter) -> SummarizeResult:
 
 
 def _column(name: str, job: Job, report: Reporter) -> Column:
+    gc.collect()  # a model before this one may lie in cycles, with a device's memory
     began = time.monotonic()
     with _OPENED[name](job) as summarizer:
         load_s = time.monotonic() - began
-        # Nothing of the first article is in a cache when its turn comes: all of its prefixes are others.
+        # Warms up with another beginning: nothing of an article is in the cache before its turn.
         summarizer.summarize([job.prompts[0][1:] or job.prompts[0]])
         report.start([100 * len(job.batches)], f"summarize with {name}", "percent")
         try:

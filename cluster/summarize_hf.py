@@ -113,7 +113,7 @@ def _load(folder: Path, dtype: str, *, spread: bool) -> Any:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        model, found = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=dtype,
             device_map="auto" if spread else None,
@@ -122,6 +122,7 @@ def _load(folder: Path, dtype: str, *, spread: bool) -> Any:
         )
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         raise SourceError(f"--hf_model_dir={folder}: Transformers cannot load it ({error})") from error
+    model, found = loaded
     if missing := sorted(found["missing_keys"]):  # for which it makes weights up
         raise SourceError(f"--hf_model_dir={folder}: {len(missing)} tensors are missing, first {missing[0]}")
     device = "cuda" if torch.cuda.is_available() else "cpu"
