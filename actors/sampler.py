@@ -261,11 +261,14 @@ class Sampler:
 
 
 def likeliest_tokens(scores: Tensor) -> Tensor:
-    """The place [R] of the largest of every row of [R, V]. A GPU reads long rows faster in parts."""
+    """The place [R] of the largest of every row of [R, V], the first of equals."""
+    return scores.argmax(-1) if scores.device.type == "cpu" else in_parts(scores)
+
+
+def in_parts(scores: Tensor) -> Tensor:
+    """The same: a GPU reads long rows faster in parts."""
     size = scores.shape[-1]
     parts = next((parts for parts in range(_PARTS, 1, -1) if size % parts == 0), 1)
-    if scores.device.type == "cpu" or parts == 1:
-        return scores.argmax(-1)
     best, places = scores.unflatten(-1, (parts, size // parts)).max(-1)
     part = best.argmax(-1, keepdim=True)
     return (places.gather(1, part) + part * (size // parts))[:, 0]

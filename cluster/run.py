@@ -18,6 +18,7 @@ from builders.engine_manifest import EngineManifest, read_engine
 from builders.errors import UserError
 from cluster.generation import check, generate
 from cluster.prompts import Row, check_prompts, prompts_of, read_inputs
+from cluster.ray_cluster import connect
 from cluster.run_choice import barred, check_choice, choice_of
 from cluster.run_options import RunOptions
 from cluster.run_outputs import Generated, check_outputs, write_outputs
@@ -75,6 +76,8 @@ def run(options: RunOptions, out: TextIO, notes: TextIO) -> RunResult:
         print(note, file=notes)
     prepared = _prepare(options)
     stream = _stream(prepared, options.streaming_interval, out)
+    if options.address:
+        connect(options.address)
     clock = [time.monotonic()]
     with open_generator(options.engine_dir, prepared.generator) as generator, closing(stream):
         clock.append(time.monotonic())

@@ -18,6 +18,7 @@ from cluster.inspect_engine import inspect_engine
 from tests.cluster.test_build import make
 from tests.cluster.test_convert import ROOT, content, go
 from tests.cuda_ranks import following, prompts
+from tests.oracle import mixtral, random_model
 from tests.tiny import save_llama
 
 pytest.importorskip("triton", reason="triton is not installed")
@@ -56,6 +57,15 @@ def test_no_path_of_the_machine_in_an_engine(checkpoint: Path, tmp_path: Path) -
     build(checkpoint, tmp_path / "engine", "sm80", max_batch_size=1)
     for name, data in content(tmp_path / "engine").items():
         assert str(Path(__file__).parent.parent.parent).encode() not in data, name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sizes", [{}, {"tp_size": 2, "ep_size": 2}], ids=["whole", "ep2"])
+def test_experts_for_a_device_that_is_not_here(sizes: dict[str, int], tmp_path: Path) -> None:
+    random_model(mixtral()).save_pretrained(tmp_path / "model")
+    go(tmp_path / "model", tmp_path / "checkpoint", dtype="bfloat16", **sizes)
+    made = build(tmp_path / "checkpoint", tmp_path / "engine", ABSENT, max_batch_size=1)
+    assert made.num_built == made.num_units
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
