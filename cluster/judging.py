@@ -58,10 +58,17 @@ def _perplexity(num_prompt: int, prompt: float | None, text: Text) -> Perplexity
         return None
     num_text = len(text.tokens)
     return Perplexity(
-        both=math.exp(-(prompt + text.logprob) / (num_prompt + num_text)),
-        prompt=math.exp(-prompt / num_prompt) if num_prompt else None,
-        summary=math.exp(-text.logprob / num_text),
+        both=_per_token(prompt + text.logprob, num_prompt + num_text),
+        prompt=_per_token(prompt, num_prompt) if num_prompt else None,
+        summary=_per_token(text.logprob, num_text),
     )
+
+
+def _per_token(logprob: float, num_tokens: int) -> float:
+    try:
+        return math.exp(-logprob / num_tokens)
+    except OverflowError:
+        return math.inf
 
 
 def mean_perplexity(found: Sequence[Perplexity]) -> Perplexity:

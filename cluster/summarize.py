@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, contextmanager
 from actors.open_generator import GeneratorOptions, open_generator
 from cluster.judging import Judged, judged
 from cluster.progress import Reporter
+from cluster.ray_cluster import connect
 from cluster.summaries import Summarizer
 from cluster.summarize_engine import EngineSummarizer
 from cluster.summarize_hf import HfSummarizer
@@ -67,6 +68,8 @@ def _engine(job: Job) -> Iterator[Summarizer]:
         kv_cache_free_gpu_mem_fraction=options.kv_cache_free_gpu_memory_fraction, address=options.address
     )
     assert options.engine_dir, "checked with the options"
+    if options.address:
+        connect(options.address)
     with open_generator(options.engine_dir, how) as generator:
         yield EngineSummarizer(generator, job.tokenizer, job.params, wants_logprobs=options.eval_ppl)
 

@@ -58,7 +58,7 @@ def prepared(options: SummarizeOptions) -> Job:
     if manifest and options.test_engine:
         check_engine(options, manifest)
     names = tuple(name for name, wanted in _wanted(options).items() if wanted)
-    scorer, files = Scorer(), SummaryFiles(options.output_dir, names)
+    scorer = Scorer()
     articles = tuple(
         read_articles(options.dataset, options.dataset_split, options.max_ite * options.batch_size)
     )
@@ -79,7 +79,7 @@ def prepared(options: SummarizeOptions) -> Job:
         articles=articles,
         prompts=prompts,
         scorer=scorer,
-        files=files,
+        files=SummaryFiles(options.output_dir, names),
     )
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from builders.errors import UserError
@@ -15,31 +16,37 @@ class SummaryFiles:
     """A line for every article; without a folder there are none."""
 
     def __init__(self, folder: Path | None, names: Sequence[str]) -> None:
-        """Makes them, so that what cannot be written is found before work is done."""
+        """What cannot be written is found here, before work is done; what is there stays until then."""
         self._files: Mapping[str, Path] = {}
-        if folder is not None:
-            self._files = {name: folder / f"{name}.jsonl" for name in names}
-            _begin(folder, self._files.values())
-
-    def add(
-        self, name: str, first: int, articles: Sequence[Article], found: Sequence[Sequence[Judged]]
-    ) -> None:
-        """A batch of one model, and the number of its first article."""
-        if name not in self._files:
+        if folder is None:
             return
-        with self._files[name].open("a", encoding="utf-8") as file:
-            for number, (article, beams) in enumerate(zip(articles, found, strict=True), first):
-                row = {"article": number, "highlights": article.highlights}
-                row["summaries"] = [one.to_json() for one in beams]  # type: ignore[assignment]
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        with _one_line(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            self._files = {name: folder / f"{name}.jsonl" for name in names}
+            for file in self._files.values():
+                file.open("ab").close()
+
+    def add(self, name: str, at: int, articles: Sequence[Article], found: Sequence[Sequence[Judged]]) -> None:
+        """A batch of one model, and the number of its first article: the very first begins the file."""
+        if (file := self._files.get(name)) is None:
+            return
+        rows = enumerate(zip(articles, found, strict=True), at)
+        lines = [_line(number, article, beams) for number, (article, beams) in rows]
+        with _one_line(file), file.open("a" if at else "w", encoding="utf-8") as opened:
+            opened.writelines(lines)
 
 
-def _begin(folder: Path, files: Iterable[Path]) -> None:
+def _line(number: int, article: Article, beams: Sequence[Judged]) -> str:
+    summaries = [one.to_json() for one in beams]
+    row = {"article": number, "highlights": article.highlights, "summaries": summaries}
+    return json.dumps(row, ensure_ascii=False) + "\n"
+
+
+@contextmanager
+def _one_line(path: Path) -> Iterator[None]:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for file in files:
-            file.write_bytes(b"")
+        yield
     except OSError as error:
         raise UserError(
-            f"--output_dir={folder}: cannot be written ({error.strerror}); choose another folder"
+            f"--output_dir: {path} cannot be written ({error.strerror}); choose another folder"
         ) from error

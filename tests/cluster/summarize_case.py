@@ -42,10 +42,11 @@ def save_model(folder: Path) -> Path:
     return folder
 
 
-def save_engine(model: Path, folder: Path, **changes: object) -> Path:
-    """Of one rank, in float32."""
-    go(model, folder.with_name(f"{folder.name}-checkpoint"), dtype="float32")
-    make(folder.with_name(f"{folder.name}-checkpoint"), folder, **{**LIMITS, **changes})
+def save_engine(model: Path, folder: Path, **layout: int) -> Path:
+    """In float32, of one rank or several."""
+    checkpoint = folder.with_name(f"{folder.name}-checkpoint")
+    go(model, checkpoint, dtype="float32", **layout)
+    make(checkpoint, folder, **LIMITS)
     return folder
 
 

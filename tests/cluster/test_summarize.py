@@ -195,7 +195,7 @@ def test_the_table(case: Path) -> None:
             {"given": frozenset(["ppl_threshold"]), "check_accuracy": True},
             "--ppl_threshold=15: nothing is checked without --eval_ppl",
         ),
-        ({"output_dir": Path("README.md")}, "--output_dir=README.md: cannot be written"),
+        ({"output_dir": Path("README.md")}, "--output_dir: README.md cannot be written"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
 )
