@@ -119,7 +119,10 @@ TABLE = (
     _kept("`--output_logits_npy`", "the generated tokens' logits, in the very file that is named"),
     _kept("`--output_log_probs_npy`"),
     Row(old="`--output_cum_log_probs_npy`", here="not needed: sum what `--output_log_probs_npy` holds"),
-    Row(old="`--tokenizer_type`, `--vocab_file`", here="`--tokenizer_dir DIR`"),
+    Row(
+        old="`--tokenizer_type`, `--vocab_file`",
+        here="`--tokenizer_dir DIR`; the engine's own `tokenizer.model` is read without it",
+    ),
     Row(old="`--prompt_lookup_config [10,2,[0]]`", here="`--prompt_lookup_num_tokens 10`"),
     Row(
         old="`--draft_target_model_config`, `--medusa_choices`, `--eagle_choices`, `--lookahead_config`",
@@ -144,8 +147,7 @@ TABLE = (
     ),
     _kept(
         "`summarize.py --engine_dir --hf_model_dir --tokenizer_dir --test_trt_llm --test_hf`",
-        "`rankforge summarize`, the same, `--test_trt_llm` also as `--test_engine`; both may be tested at once, "
-        "without `mpirun`",
+        "`rankforge summarize`, the same without `mpirun`; `--test_trt_llm` also as `--test_engine`",
     ),
     _kept("`--data_type`, `--hf_data_type`", "the same; without it, what the engine computes in"),
     _kept("`--hf_device_map_auto`, `--batch_size`, `--max_ite`, `--output_len`"),
@@ -160,7 +162,7 @@ TABLE = (
     ),
     Row(
         old="`--dataset_dir`, `--dataset_cache_dir`",
-        here="`--dataset FILE` with JSON lines, or an id of the hub; its first articles are taken, unshuffled",
+        here="`--dataset FILE` with JSON lines, or an id of the hub; its first articles, not shuffled",
     ),
     Row(
         old="`--eval_task`, `--min_input_length`",

@@ -113,7 +113,7 @@ _METAVARS: Mapping[Any, str] = {
 
 
 def _has_default(field: dataclasses.Field[Any]) -> bool:
-    return field.default not in (dataclasses.MISSING, None, False)
+    return not any(field.default is nothing for nothing in (dataclasses.MISSING, None, False))
 
 
 def _default(field: dataclasses.Field[Any]) -> Any:

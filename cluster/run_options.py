@@ -18,7 +18,11 @@ class RunOptions:
     """What to generate from, how, and where to put it."""
 
     engine_dir: Path = option(help="An engine that `rankforge build` made.", group=_INPUT)
-    input_text: list[str] = option([SENTENCE], help="Texts to go on with, one or several.", group=_INPUT)
+    input_text: list[str] = option(
+        [SENTENCE],
+        help="Texts to go on with, one or several; the old script's sentence by default.",
+        group=_INPUT,
+    )
     input_file: Path | None = option(
         None,
         help="Prompts in a file instead: a line each; or token ids in .csv, a row each, or in .npy, one row "
@@ -116,19 +120,19 @@ class RunOptions:
         None, help="File for the generated tokens: a row for every text.", group=_OUTPUT
     )
     output_npy: Path | None = option(
-        None, help="The same as int32 [prompts, texts, tokens], filled up with the end.", group=_OUTPUT
+        None, help="The same as int32 (prompts, texts, tokens), filled up with the end.", group=_OUTPUT
     )
     output_json: Path | None = option(
         None, help="File for prompts, texts, tokens, ends and scores, as one JSON document.", group=_OUTPUT
     )
     output_logits_npy: Path | None = option(
         None,
-        help="File for what tokens were chosen by, as float32 [prompts, texts, tokens, vocabulary].",
+        help="File for what tokens were chosen by, as float32 (prompts, texts, tokens, vocabulary).",
         group=_OUTPUT,
     )
     output_log_probs_npy: Path | None = option(
         None,
-        help="File for the tokens' log-probabilities, as float32 [prompts, texts, tokens].",
+        help="File for the tokens' log-probabilities, as float32 (prompts, texts, tokens).",
         group=_OUTPUT,
     )
     json: bool = option(False, help="Print the result as JSON.", group=_OUTPUT)

@@ -9,8 +9,8 @@ from typing import Literal
 from cluster.options import given, option, same
 from cluster.run_options import RunOptions
 
-_MODELS, _ARTICLES, _CHOICE, _BEAMS, _CHECKS, _OUTPUT, _RUNTIME = (
-    "Models", "Articles", "Choice of tokens", "Beam search", "Checks", "Output", "Runtime",
+_MODELS, _INPUT, _CHOICE, _BEAMS, _CHECKS, _OUTPUT, _RUNTIME = (
+    "Models", "Input", "Choice of tokens", "Beam search", "Checks", "Output", "Runtime",
 )  # fmt: skip
 
 DataType = Literal["auto", "float32", "float16", "bfloat16", "fp32", "fp16", "bf16"]
@@ -47,22 +47,22 @@ class SummarizeOptions:
         "abisee/cnn_dailymail:3.0.0",
         help='A JSONL file with the texts "article" and "highlights" in every line; or a dataset of the hub, '
         "as id or id:configuration, which takes rankforge[eval].",
-        group=_ARTICLES,
+        group=_INPUT,
     )
-    dataset_split: str = option("test", help="The part of a dataset of the hub.", group=_ARTICLES)
+    dataset_split: str = option("test", help="The part of a dataset of the hub.", group=_INPUT)
     max_ite: int = option(
-        20, help="Batches at most: the articles are the dataset's first.", group=_ARTICLES, least=1
+        20, help="Batches at most: the articles are the dataset's first.", group=_INPUT, least=1
     )
     batch_size: int = option(
-        1, help="Articles that are summarized at the same time.", group=_ARTICLES, least=1
+        1, help="Articles that are summarized at the same time.", group=_INPUT, least=1
     )
     max_input_length: int = option(
-        923, help="Of longer prompts take so many tokens, the last.", group=_ARTICLES, least=1
+        923, help="Of longer prompts take so many tokens, the last.", group=_INPUT, least=1
     )
     prompt_template: str = option(
         "{article} TL;DR:",
         help="The prompt, with {article} where it has the article. White space around it is left out.",
-        group=_ARTICLES,
+        group=_INPUT,
     )
     no_add_special_tokens: bool = same(RunOptions, "no_add_special_tokens")
     output_len: int = option(100, help="Tokens to generate at most.", group=_CHOICE, least=1)

@@ -172,6 +172,19 @@ def test_every_option_explains_itself(options: type[Any]) -> None:
 
 
 @pytest.mark.parametrize("options", ALL, ids=lambda options: options.__name__)
+def test_help_has_every_word(options: type[Any]) -> None:
+    """What is in brackets would be taken for a style."""
+    assert not [field.name for field in declared(options) if "[" in field.metadata["help"]]
+
+
+def test_defaults_that_are_numbers_are_shown() -> None:
+    app = typer.Typer()
+    command(app, Sizes)(lambda _options: None)
+    text = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "200"}).output
+    assert text.count("[default: 0]") == text.count("[default: 1]") == 1 and text.count("[default: ") == 2
+
+
+@pytest.mark.parametrize("options", ALL, ids=lambda options: options.__name__)
 def test_every_field_is_in_help_once(options: type[Any]) -> None:
     app = typer.Typer()
     command(app, options)(lambda _options: None)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import sentencepiece
 import torch
 
 import cluster.run
@@ -19,6 +20,7 @@ from cluster.run import RunResult, run
 from cluster.run_options import RunOptions
 from tests.cluster.run_engines import Made, make
 from tests.cluster.test_cli import one_line_error, rankforge
+from tests.cluster.test_pieces import train
 
 TEXTS = ["the quick brown", "hello", "naïve café and 3 more", "x"]
 NEW_TOKENS = 12
@@ -191,6 +193,22 @@ def test_tokens_in_and_out_without_a_tokenizer(made: Made, wordless: Path, tmp_p
 def test_a_tokenizer_may_be_named(made: Made, wordless: Path) -> None:
     result = generated(wordless, input_text=TEXTS[:1], tokenizer_dir=made.folder / "model")
     assert tokens_of(result)[0] == made.generated(encoded(made)[0], max_new_tokens=NEW_TOKENS)
+
+
+def test_a_sentencepiece_model_alone(made: Made, wordless: Path, tmp_path: Path) -> None:
+    """As a folder of Meta's has it: LLaMA's texts begin with a token."""
+    engine = shutil.copytree(wordless, made.folder / "pieces")
+    model = train(tmp_path, "unigram", "identity")
+    (engine / "tokenizer").mkdir()
+    shutil.copy(model, engine / "tokenizer" / "tokenizer.model")
+    known = sentencepiece.SentencePieceProcessor(model_file=str(model))
+    result = generated(engine, input_text=TEXTS[:1])
+    prompt = [known.bos_id(), *known.encode(TEXTS[0])]
+    assert list(result.generated.results[0].prompt) == prompt
+    assert tokens_of(result)[0] == made.generated(prompt, max_new_tokens=NEW_TOKENS)
+    (engine / "tokenizer" / "tokenizer.model").write_bytes(b"anything")
+    with pytest.raises(UserError, match=r"no tokenizer that can be read .*--tokenizer_dir"):
+        generated(engine, input_text=TEXTS[:1])
 
 
 def test_long_prompts_are_cut_where_that_is_asked_for(made: Made, engine: Path) -> None:

@@ -47,10 +47,10 @@ def refusal(folder: Path) -> str:
     return str(raised.value)
 
 
-def test_pieces_alone_are_not_guessed_at(tmp_path: Path) -> None:
-    """Transformers would read them, and encode as no model that was trained with them does."""
+def test_files_that_nobody_describes_are_not_guessed_at(tmp_path: Path) -> None:
+    (tmp_path / "some.tiktoken").write_bytes(b"anything")
     (tmp_path / "tokenizer.model").write_bytes(b"anything")
-    assert "tokenizer.model alone does not say how to encode" in refusal(tmp_path)
+    assert "some.tiktoken, tokenizer.model alone does not say how to encode" in refusal(tmp_path)
 
 
 def test_folders_without_a_tokenizer(tmp_path: Path) -> None:
