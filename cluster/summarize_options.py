@@ -53,9 +53,7 @@ class SummarizeOptions:
     max_ite: int = option(
         20, help="Batches at most: the articles are the dataset's first.", group=_INPUT, least=1
     )
-    batch_size: int = option(
-        1, help="Articles that are summarized at the same time.", group=_INPUT, least=1
-    )
+    batch_size: int = option(1, help="Articles that are summarized at the same time.", group=_INPUT, least=1)
     max_input_length: int = option(
         923, help="Of longer prompts take so many tokens, the last.", group=_INPUT, least=1
     )
