@@ -46,7 +46,7 @@ class SummarizeOptions:
     dataset: str = option(
         "abisee/cnn_dailymail:3.0.0",
         help='A JSONL file with the texts "article" and "highlights" in every line; or a dataset of the hub, '
-        "as id or id:configuration, which takes rankforge[eval].",
+        "as id or id:configuration, which takes the library datasets.",
         group=_INPUT,
     )
     dataset_split: str = option("test", help="The part of a dataset of the hub.", group=_INPUT)
@@ -84,7 +84,7 @@ class SummarizeOptions:
     )
     rouge1_threshold: float = option(
         15.0,
-        help="With --check_accuracy: ROUGE-1 must be above this.",
+        help="What ROUGE-1 must be above, where accuracy is checked.",
         group=_CHECKS,
         least=0,
         most=100,
@@ -92,7 +92,7 @@ class SummarizeOptions:
     )
     ppl_threshold: float = option(
         15.0,
-        help="With --check_accuracy and --eval_ppl: perplexity must be below this.",
+        help="What perplexity must be below, where it is measured and accuracy is checked.",
         group=_CHECKS,
         least=0,
         also="tensorrt_llm_ppl_threshold",
