@@ -251,6 +251,15 @@ def test_refusals_come_before_the_engine_is_loaded(
     assert words in str(raised.value)
 
 
+def test_engines_that_are_not_whole_are_refused(made: Made) -> None:
+    part = made.engine("part", tp_size=2, ranks="1")
+    with pytest.raises(UserError, match="does not hold rank 0 of 2, only 1; build it with other --ranks"):
+        generated(part, input_text=["hello"])
+    programs = made.engine("programs", no_weights=True)
+    with pytest.raises(UserError, match="holds programs only"):
+        generated(programs, input_text=["hello"])
+
+
 @pytest.mark.parametrize("options", [{"streaming": True}, {"stop_words": ["x"]}, {"bad_words": ["x"]}, {}])
 def test_what_takes_a_tokenizer_is_refused_without_one(
     wordless: Path, options: dict[str, Any], tmp_path: Path
