@@ -83,9 +83,12 @@ def run(options: RunOptions) -> None:
 @command(app, SummarizeOptions, name="summarize")
 def summarize(options: SummarizeOptions) -> None:
     """Summarize articles with an engine and with Transformers: ROUGE, speed and perplexity side by side."""
+    from cluster.run_choice import idle_notes
     from cluster.summarize import summarize as run
     from cluster.summarize_checks import check_accuracy
 
+    for note in idle_notes(options):
+        print(note, file=sys.stderr)
     result = run(options, stderr_reporter(as_json=options.json))
     _print(result.to_json(), result.to_text(), as_json=options.json)
     if options.check_accuracy:

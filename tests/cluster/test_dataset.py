@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +66,8 @@ def test_files_that_hold_nothing_or_are_not_there(tmp_path: Path) -> None:
         read_articles("x" * 5000, "test", 1)
 
 
-@pytest.mark.skipif(HAS_LIBRARY, reason="the library is there")
-def test_without_the_library_its_remedy_is_told() -> None:
+def test_without_the_library_its_remedy_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(UserError, match=r"pip install 'rankforge\[eval\]', or give a JSONL file"):
         read_articles("abisee/cnn_dailymail:3.0.0", "test", 1)
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
+from builders.errors import UserError
 from cluster.rouge import Rouge, Scorer, mean
 
 SCORER = Scorer()
@@ -35,3 +38,9 @@ def test_by_hand(text: str, reference: str, expected: Rouge) -> None:
 def test_mean_is_of_each_kind_by_itself() -> None:
     found = mean([rouge(10, 20, 30, 40), rouge(30, 30, 30, 0)])
     assert vars(found) == pytest.approx(vars(rouge(20, 25, 30, 20)))
+
+
+def test_without_the_library_its_remedy_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "rouge_score.rouge_scorer", None)
+    with pytest.raises(UserError, match=r"pip install 'rankforge\[eval\]'"):
+        Scorer()
