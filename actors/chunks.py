@@ -6,9 +6,6 @@ from dataclasses import dataclass
 
 from actors.sequences import Sequence
 
-SCORED_TOKENS = 256
-"""Tokens that a step scores at most: each has a row of logits, as long as the vocabulary."""
-
 
 @dataclass(slots=True)
 class Room:

@@ -10,14 +10,14 @@ from collections.abc import Iterable, Iterator
 
 from actors.beam_search import BeamGroup
 from actors.changes import Changes
-from actors.chunks import SCORED_TOKENS, Room
+from actors.chunks import Room
 from actors.drafts import prompt_lookup
 from actors.kv_cache import KVCache
 from actors.messages import Chunk, Request, Run, StepPlan, StepResult, Tokens, bits_of
 from actors.residents import Residents
 from actors.sequences import Lane, Sequence
 from actors.texts import Issued, Texts, check_request
-from builders.limits import Limits
+from builders.limits import SCORED_TOKENS, Limits
 
 
 class Scheduler:
@@ -158,8 +158,8 @@ class Scheduler:
             issued.sampled += sampled
             if count:
                 chunks.append(Chunk(one.slot, start, count, tuple(text.slot for text in sampled), scored))
-            if scored and count:
-                issued.scored.append((one, one.slot, start))
+            if count and scored:
+                issued.scored.append((one, chunks[-1]))
         for one, computed in begun:  # not before: who is admitted in this step cannot use what it computes
             assert one.table, "who computes has a table"
             self._residents.cache.remember(one.table, one.tokens, computed)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from actors.beam_search import BeamGroup
 from actors.drafts import accepted
-from actors.messages import Request, Run, StepResult, Tokens
+from actors.messages import Chunk, Request, Run, StepResult, Tokens
 from actors.residents import Residents
 from actors.sampling_params import SamplingParams
 from actors.sequences import Lane, Sequence
@@ -24,8 +24,8 @@ class Issued:
     runs: list[tuple[Sequence, Run]] = field(default_factory=list)
     sampled: list[Sequence] = field(default_factory=list)
     """Those whose known tokens are all computed."""
-    scored: list[tuple[Sequence, int, int]] = field(default_factory=list)
-    """Those whose prompt is scored, the slot, and the place of the first token that is."""
+    scored: list[tuple[Sequence, Chunk]] = field(default_factory=list)
+    """Those of which a part of the prompt is scored."""
 
 
 def check_request(request: Request, limits: Limits, num_blocks: int) -> None:
@@ -129,9 +129,8 @@ class Texts:
         """A step's result, to each what is its own; the news."""
         news: list[Tokens] = []
         count = len(issued.decoding)
-        for one, slot, start in issued.scored:  # others may have told what an older step was to compute again
-            known = one.prompt_logprobs
-            known += result.prompt_logprobs.get(slot, ())[len(known) - start :]
+        for one, chunk in issued.scored:
+            self._score(one, chunk, result)
         self._append(issued.decoding, 0, result, news, bool(result.logprobs or result.logits))
         for one, run in issued.runs:
             self._verify(one, run, count, result, news)
@@ -142,6 +141,12 @@ class Texts:
                 one.lane.ready.append(one)
         self._decide(issued, result, news)
         return news
+
+    def _score(self, one: Sequence, chunk: Chunk, result: StepResult) -> None:
+        """What is new of this: before a preemption another step may have been under way with some of it."""
+        told, known = result.prompt_logprobs.get(chunk.slot, ()), one.prompt_logprobs
+        assert len(told) == chunk.count - bool(chunk.sampled), "all is scored that was to be"
+        known += told[len(known) - chunk.start :]
 
     def _append(
         self, rows: list[Sequence], first: int, result: StepResult, news: list[Tokens], details: bool

@@ -13,29 +13,23 @@ import time
 from collections.abc import Callable
 
 import ray
-import torch
 import zmq
 
+from actors.messages import Assigned, Order, StepPlan, StepResult, bits_of, decode, encode
 from actors.rank_actors import here
-from actors.step_messages import StepAnswer, StepOrder, decode, encode, order_of, step_of, tokens_of
 from actors.wires import Endpoints, Head, Tail
-from builders.ops import Step
 
-TOKENS_PER_BLOCK, CONTEXT = 32, 768
+TOKENS_PER_BLOCK = 32
 
 
 class Echo:
     """The other process: gives back, in three ways."""
 
     def obey(self, endpoints: Endpoints) -> None:
-        """Our messages: an order becomes tensors, its answer a token for every sequence."""
+        """Our messages: an order comes, a token for every sequence goes back."""
         tail = Tail(endpoints, 1)
-        while True:
-            order = decode(StepOrder, tail.receive())
-            ids, _step = step_of(order)
-            values = ids.int().numpy()
-            answer = StepAnswer(number=order.number, shape=values.shape, values=values.tobytes())
-            tail.send(encode(answer))
+        while data := tail.receive(wait=True):
+            tail.send(answered(data))
 
     def bounce(self, endpoint: str) -> None:
         """As many bytes as come, through a bare socket."""
@@ -49,41 +43,43 @@ class Echo:
         return data
 
 
-def decoding(sequences: int) -> tuple[torch.Tensor, Step]:
-    """A token for each of so many sequences, with a full table of blocks."""
-    rows = torch.arange(sequences)
-    table = torch.arange(sequences * (CONTEXT // TOKENS_PER_BLOCK)).view(sequences, -1)
-    return rows, Step(
-        positions=rows + CONTEXT // 2,
-        sequences=rows,
-        lengths=rows + CONTEXT // 2 + 1,
-        block_table=table,
-        wanted=rows,
+def decoding(sequences: int) -> Order:
+    """Every sequence decodes; those that are at the end of a block are given another."""
+    grown = range(0, sequences, TOKENS_PER_BLOCK)
+    plan = StepPlan(
+        step=1,
+        assigned=tuple(Assigned(slot, 20, (1000 + slot,)) for slot in grown),
+        decode=bits_of((1 << sequences) - 1),
     )
+    return Order(plan)
+
+
+def answered(data: bytes) -> bytes:
+    """What a rank makes of an order, but for the step itself."""
+    plan = decode(Order, data).plan
+    count = int.from_bytes(plan.decode, "little").bit_count()
+    return encode(StepResult(plan.step, tuple(range(100_000, 100_000 + count))))
 
 
 def ours(head: Head, sequences: int) -> Callable[[], None]:
-    """Tensors to an order, there, to tensors, back, to tokens."""
-    ids, step = decoding(sequences)
+    """An order there, a result back."""
+    order = decoding(sequences)
 
     def turn() -> None:
-        head.send(1, encode(order_of(1, ids, step, "tokens")))
+        head.send(1, encode(order))
         while (data := head.receive()) is None:
             pass
-        tokens_of(decode(StepAnswer, data))
+        decode(StepResult, data)
 
     return turn
 
 
 def packing(sequences: int) -> Callable[[], None]:
     """What of it is the work of both processes on messages, none of it on sockets."""
-    ids, step = decoding(sequences)
+    order = decoding(sequences)
 
     def turn() -> None:
-        order = decode(StepOrder, encode(order_of(1, ids, step, "tokens")))
-        values = step_of(order)[0].int().numpy()
-        answer = StepAnswer(number=1, shape=values.shape, values=values.tobytes())
-        tokens_of(decode(StepAnswer, encode(answer)))
+        decode(StepResult, answered(encode(order)))
 
     return turn
 
@@ -131,7 +127,7 @@ class Others:
 
     def ways(self, sequences: int) -> dict[str, Callable[[], object]]:
         """Each for a step of so many sequences."""
-        data = encode(order_of(1, *decoding(sequences), "tokens"))
+        data = encode(decoding(sequences))
         return {
             "step message, local socket": ours(self._near, sequences),
             "step message, TCP": ours(self._far, sequences),
@@ -147,12 +143,11 @@ def main() -> None:
     parser.add_argument("--sequences", type=int, nargs="*", default=[1, 64, 256])
     parser.add_argument("--rounds", type=int, default=2000)
     options = parser.parse_args()
-    torch.set_num_threads(1)
     ray.init(address="local", num_cpus=5, object_store_memory=80 << 20, include_dashboard=False)
     others = Others()
     print("| sequences | bytes | way | median us | 90% us |\n| --- | --- | --- | --- | --- |")
     for sequences in options.sequences:
-        num_bytes = len(encode(order_of(1, *decoding(sequences), "tokens")))
+        num_bytes = len(encode(decoding(sequences)))
         for name, times in timed(others.ways(sequences), options.rounds).items():
             tenth = statistics.quantiles(times, n=10)[-1]
             median = statistics.median(times)

@@ -96,6 +96,10 @@ TABLE = (
         "`--max_batch_size`, `--max_input_len`, `--max_seq_len`, `--max_num_tokens`, `--max_beam_width`, "
         "`--tokens_per_block`"
     ),
+    _kept(
+        "`--max_attention_window_size N` of `run.py` and `summarize.py`",
+        "`rankforge build --max_attention_window_size N`, one size for all layers",
+    ),
     Row(old=_PLUGINS, here="not needed: there are no plugins to choose"),
     Row(old=_QUANTIZATION, here="not there yet: comes with `rankforge quantize`"),
     _kept(
