@@ -22,6 +22,7 @@ from cluster.options import command
 from cluster.progress import stderr_reporter
 from cluster.run_options import RunOptions
 from cluster.store_options import PinOptions, PruneOptions, StoreOptions
+from cluster.summarize_options import SummarizeOptions
 
 app = typer.Typer(
     name="rankforge",
@@ -77,6 +78,21 @@ def run(options: RunOptions) -> None:
     result = generate(options, sys.stdout, sys.stderr)
     if options.json or result.to_text():
         _print(result.to_json(), result.to_text(), as_json=options.json)
+
+
+@command(app, SummarizeOptions, name="summarize")
+def summarize(options: SummarizeOptions) -> None:
+    """Summarize articles with an engine and with Transformers: ROUGE, speed and perplexity side by side."""
+    from cluster.run_choice import idle_notes
+    from cluster.summarize import summarize as run
+    from cluster.summarize_checks import check_accuracy
+
+    for note in idle_notes(options):
+        print(note, file=sys.stderr)
+    result = run(options, stderr_reporter(as_json=options.json))
+    _print(result.to_json(), result.to_text(), as_json=options.json)
+    if options.check_accuracy:
+        check_accuracy(options, result.columns[0])
 
 
 @command(app, InspectOptions, name="inspect")

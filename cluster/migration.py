@@ -149,6 +149,34 @@ TABLE = (
         "`--gpu_weights_percent`, `--cross_kv_cache_fraction`",
         here="not there",
     ),
+    _kept(
+        "`summarize.py --engine_dir --hf_model_dir --tokenizer_dir --test_trt_llm --test_hf`",
+        "`rankforge summarize`, the same without `mpirun`; `--test_trt_llm` also as `--test_engine`",
+    ),
+    _kept("`--data_type`, `--hf_data_type`", "the same; without it, what the engine computes in"),
+    _kept("`--hf_device_map_auto`, `--batch_size`, `--max_ite`, `--output_len`"),
+    _kept(
+        "`--check_accuracy`, `--tensorrt_llm_rouge1_threshold`, `--tensorrt_llm_ppl_threshold`",
+        "the same, also as `--rouge1_threshold` and `--ppl_threshold`; exit code 1 where one is missed",
+    ),
+    _kept("`--eval_ppl`", "the same, for any batch size and any engine; also of prompts and summaries alone"),
+    Row(
+        old="`--gather_context_logits`, `--gather_generation_logits`, `--gather_all_token_logits`",
+        here="not needed: every engine gives log-probabilities to who asks",
+    ),
+    Row(
+        old="`--dataset_dir`, `--dataset_cache_dir`",
+        here="`--dataset FILE` with JSON lines, or an id of the hub; its first articles, not shuffled",
+    ),
+    Row(
+        old="`--eval_task`, `--min_input_length`",
+        here="not there: choose the articles with `--dataset FILE`, and the task with `--prompt_template`",
+    ),
+    Row(old="`--rouge_dir`", here="not needed: the library rouge-score computes it, no metric is fetched"),
+    Row(
+        old="`--estimate_accuracy_std_dev`",
+        here="not needed: `--output_dir DIR` gets the scores of every article",
+    ),
 )
 
 

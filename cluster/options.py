@@ -33,6 +33,12 @@ def optional(options: type[Any], name: str) -> Any:
     return dataclasses.field(default=None, metadata=found.metadata)
 
 
+def same(options: type[Any], name: str) -> Any:
+    """An option that another command has too: its one declaration is there."""
+    (found,) = (field for field in declared(options) if field.name == name)
+    return dataclasses.field(default=found.default, metadata=found.metadata)
+
+
 def given() -> Any:
     """A field that hears which options stood on the command line; no option itself."""
     return dataclasses.field(default=frozenset(), metadata={"given": True})

@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from actors.sampling_params import SamplingParams
 from builders.errors import UserError
 from cluster.run_options import RunOptions
+from cluster.summarize_options import SummarizeOptions
 
 _NEVER = float("-inf")
 
@@ -19,6 +20,11 @@ def check_choice(options: RunOptions) -> Sequence[str]:
         _check_beams(options)
     if options.streaming and options.json:
         raise UserError("--streaming: prints texts as they come, --json one document; give one of them")
+    return idle_notes(options)
+
+
+def idle_notes(options: RunOptions | SummarizeOptions) -> Sequence[str]:
+    """On options that ask for a draw where the likeliest token is taken, as the old scripts took it."""
     idle = [f"--{name}" for name in _drawing(options.given)]
     if options.num_beams > 1 or options.top_k != 1 or "top_k" in options.given or not idle:
         return ()

@@ -16,12 +16,13 @@ from cluster.build_options import BuildOptions
 from cluster.convert_options import ConvertOptions
 from cluster.demo_options import DemoOptions
 from cluster.inspect_options import InspectOptions
-from cluster.options import command, declared, given, option, optional
+from cluster.options import command, declared, given, option, optional, same
 from cluster.run_options import RunOptions
 from cluster.store_options import PinOptions, PruneOptions, StoreOptions
+from cluster.summarize_options import SummarizeOptions
 
 STORE = (StoreOptions, PruneOptions, PinOptions)
-ALL = (ConvertOptions, BuildOptions, RunOptions, InspectOptions, *STORE, DemoOptions)
+ALL = (ConvertOptions, BuildOptions, RunOptions, SummarizeOptions, InspectOptions, *STORE, DemoOptions)
 SAMPLES: dict[Any, list[str]] = {
     bool: [],
     int: ["1"],
@@ -48,6 +49,13 @@ class Sizes:
     skip_field: list[str] = option([], help="Names.")
     seed: int = option(0, help="Of draws.", least=0, most=9, also="random_seed")
     given: frozenset[str] = given()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Shared:
+    """Another command's option, just as it is."""
+
+    seed: int = same(Sizes, "seed")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -169,6 +177,12 @@ def test_every_option_explains_itself(options: type[Any]) -> None:
     for field in declared(options):
         text = field.metadata["help"]
         assert text.endswith(".") and len(text) > 12, field.name
+
+
+def test_an_option_that_two_commands_have_is_one() -> None:
+    assert Shared().seed == Sizes().seed
+    (ours,), theirs = declared(Shared), {field.name: field for field in declared(Sizes)}
+    assert ours.metadata == theirs["seed"].metadata
 
 
 @pytest.mark.parametrize("options", ALL, ids=lambda options: options.__name__)
