@@ -11,9 +11,9 @@ from torch import Tensor
 from actors.beams import likeliest, log_probabilities
 from actors.messages import Admitted, BeamDecision, Fork, Logprobs, StepPlan, StepResult, unpacked
 from actors.pending import Pending, mark, to_host
-from actors.sampler import Needs, Sampled, Sampler
+from actors.sampler import Needs, Sampled, Sampler, likeliest_tokens
 from actors.searches import Searches, decide
-from actors.step_builder import Batch
+from actors.step_builder import Batch, Scored
 from builders.cuda.steps import there
 
 
@@ -31,7 +31,7 @@ class Chooser:
     """`last` has for every slot the token that it got last; one more is for padding."""
 
     def __init__(self, vocabulary: Vocabulary, last: Tensor) -> None:
-        self._device, self._last = last.device, last
+        self._device, self._last, self._vocab_size = last.device, last, vocabulary.size
         self._sampler = Sampler(
             slots=len(last) - 1,
             vocab_size=vocabulary.size,
@@ -40,6 +40,7 @@ class Chooser:
         )
         self._searches = Searches(ends=vocabulary.ends, max_seq_len=vocabulary.max_seq_len)
         self._admitted: dict[int, Admitted] = {}
+        self._wants_logits = 0
         self._chosen = torch.zeros_like(last)
 
     def take_in(self, plan: StepPlan) -> None:
@@ -55,14 +56,22 @@ class Chooser:
 
     def greedily(self, logits: Tensor, slots: Tensor) -> None:
         """The likeliest tokens of rows, some of them padding: all that is to be done where `is_plain`."""
-        tokens = logits.argmax(-1)
+        tokens = likeliest_tokens(logits)
         self._last.index_copy_(0, slots, tokens)
         self._chosen[: len(tokens)] = tokens
+
+    def warm_up(self) -> None:
+        """Have the device load all that choosing may take, which the first who wants it would wait for."""
+        everything = Needs(
+            draw=True, top_k=1, top_p=True, min_p=True, penalties=True, bias=True, bars=True, logprobs=1
+        )
+        row = torch.full((1,), self._sampler.nobody, device=self._device)
+        self._sampler.sample(torch.zeros(1, self._vocab_size, device=self._device), row, row, everything)
 
     @property
     def is_plain(self) -> bool:
         """Nobody wants more than the likeliest tokens."""
-        return self._sampler.all_needs == Needs()
+        return self._sampler.all_needs == Needs() and not self._wants_logits
 
     def taken(self, plan: StepPlan, batch: Batch) -> Pending:
         """The step's tokens, where `greedily` has chosen them."""
@@ -71,8 +80,11 @@ class Chooser:
 
     def choose(self, plan: StepPlan, batch: Batch, logits: Tensor) -> Pending:
         """The tokens of every row, and what else was asked of them."""
+        judged = self._judged(batch, logits)
         if not len(batch.sampled):
-            return Pending(done=mark(self._device), result=lambda: StepResult(plan.step, ()))
+            return Pending(
+                done=mark(self._device), result=lambda: StepResult(plan.step, (), prompt_logprobs=judged())
+            )
         searching = {slot for beams in plan.beams for slot in beams.slots}
         rows = [row for row, slot in enumerate(batch.sampled.tolist()) if slot not in searching]
         decide = self._searched(plan, batch, logits, searching)
@@ -82,20 +94,27 @@ class Chooser:
             tokens, sampled = self._sampled(batch, logits, torch.tensor(rows))
         else:
             tokens, sampled = torch.zeros(len(batch.sampled), dtype=torch.int64), None
-        details = self._details(rows, batch, sampled)
+        details, whole = self._details(rows, batch, sampled), self._whole_rows(batch, logits)
         return Pending(
             done=mark(self._device),
-            result=lambda: StepResult(plan.step, tuple(tokens.tolist()), details(), decide()),
+            result=lambda: StepResult(
+                step=plan.step,
+                tokens=tuple(tokens.tolist()),
+                logprobs=details(),
+                beams=decide(),
+                prompt_logprobs=judged(),
+                logits=whole(),
+            ),
         )
 
     def _sampled(self, batch: Batch, logits: Tensor, rows: Tensor | None) -> tuple[Tensor, Sampled | None]:
         """The tokens of all rows, on their way to the host; those that are not among `rows` get a 0."""
-        places = batch.step.positions[batch.step.wanted] + 1
         slots, several = batch.sampled, None
+        places = batch.step.positions[batch.step.wanted[: len(slots)]] + 1
         if rows is not None:
             slots, places = slots[rows], places[rows]
             several = there(rows, self._device)
-            logits = logits[several]
+        logits = logits[: len(batch.sampled)] if several is None else logits[several]
         slots = there(slots, self._device)
         sampled = self._sampler.sample(logits.float(), slots, there(places, self._device))
         self._last[slots] = sampled.tokens
@@ -125,6 +144,35 @@ class Chooser:
 
         return found
 
+    def _judged(self, batch: Batch, logits: Tensor) -> Callable[[], Mapping[int, tuple[Logprobs, ...]]]:
+        """How likely the tokens of scored prompts are, by slot."""
+        judges = {one.slot: self._judge(one, logits) for one in batch.scored}
+        return lambda: {slot: judge() for slot, judge in judges.items()}
+
+    def _judge(self, scored: Scored, logits: Tensor) -> Callable[[], tuple[Logprobs, ...]]:
+        number = self._admitted[scored.slot].params.prompt_logprobs
+        assert number is not None, "whose prompt is scored has asked for it"
+        scores = log_probabilities(logits[scored.first : scored.first + len(scored.following)])
+        following = there(scored.following, self._device)
+        best = scores.topk(min(number, scores.shape[-1]))
+        parts = (scores.gather(1, following[:, None])[:, 0], best.indices, best.values)
+        given, tokens, values = (to_host(part) for part in parts)
+
+        def found() -> tuple[Logprobs, ...]:
+            rows = zip(given.tolist(), tokens.tolist(), values.tolist(), strict=True)
+            return tuple(Logprobs(one, tuple(tokens), tuple(values)) for one, tokens, values in rows)
+
+        return found
+
+    def _whole_rows(self, batch: Batch, logits: Tensor) -> Callable[[], Mapping[int, bytes]]:
+        """What tokens were chosen by, where that was asked for."""
+        slots = batch.sampled.tolist() if self._wants_logits else ()
+        rows = [row for row, slot in enumerate(slots) if self._admitted[slot].params.logits]
+        if not rows:
+            return dict
+        values = to_host(logits[there(torch.tensor(rows), self._device)].float())
+        return lambda: {row: value.numpy().tobytes() for row, value in zip(rows, values, strict=True)}
+
     def _searched(
         self, plan: StepPlan, batch: Batch, logits: Tensor, searching: Collection[int]
     ) -> Callable[[], tuple[BeamDecision, ...]]:
@@ -148,6 +196,7 @@ class Chooser:
 
     def _release(self, slot: int) -> None:
         admitted = self._admitted.pop(slot)
+        self._wants_logits -= admitted.params.logits
         self._sampler.release(slot)
         if admitted.params.num_beams > 1:
             self._searches.release_slot(admitted.request)
@@ -157,6 +206,7 @@ class Chooser:
         prompt, text = known[: one.num_prompt], known[one.num_prompt :]
         self._sampler.admit(slot, one.params, prompt, text=text, index=index)
         self._admitted[slot] = one
+        self._wants_logits += one.params.logits
         if one.params.num_beams > 1:
             self._searches.take_slot(one)
 

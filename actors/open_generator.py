@@ -79,7 +79,7 @@ def _group(
     from actors.rank_group import GroupPlan, RankGroup
 
     if not ray.is_initialized():
-        ray.init(address=options.address, log_to_driver=False, include_dashboard=False)
+        ray.init(address=options.address or "local", log_to_driver=False, include_dashboard=False)
     room = options.room or Room(num_gpus=0 if manifest.target == "cpu" else 1)
     group = RankGroup(
         GroupPlan(engine_dir=engine_dir, blocks=blocks, ends=ends, inside=room.num_gpus == 0, room=room)

@@ -165,6 +165,8 @@ class RankWorker:
         after = self._chooser.greedily if self._chooser else None
         with torch.no_grad(), self._links.meant():
             engine.prepare(before=before, after=after)
+            if self._chooser:
+                self._chooser.warm_up()
 
 
 def _linked(setup: RankSetup, world_size: int, host: str) -> Links:

@@ -13,11 +13,24 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from actors.messages import StepPlan
+from actors.messages import Chunk, StepPlan
 from builders.limits import Limits
 from builders.ops import Step
 
 Integers = NDArray[np.int64]
+
+_NONE = np.zeros(0, dtype=np.int64)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """Rows of logits, one after another, by which tokens of a prompt are to be judged."""
+
+    slot: int
+    first: int
+    """The first of these rows."""
+    following: Tensor
+    """[n] For each of these rows, the token of the prompt that it gives the likelihood of."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +47,9 @@ class Batch:
     slots: Tensor
     """[B] Of each sequence."""
     sampled: Tensor
-    """[R] Of each row of logits."""
+    """[S] Slots that sample, one for each of the first rows of logits; the rows after these only score."""
+    scored: tuple[Scored, ...] = ()
+    """Of every scored chunk that has such rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +63,8 @@ class _Piece:
     """Which of them give a row of logits each."""
     sampled: tuple[int, ...]
     """The slot of each such row."""
+    following: Integers
+    """What follows its first tokens, whose rows of logits score."""
 
 
 class StepBuilder:
@@ -134,7 +151,13 @@ class StepBuilder:
             tokens = self._tokens[chunk.slot, chunk.start : chunk.start + chunk.count].astype(np.int64)
             wanted = (chunk.count - 1,) * len(chunk.sampled)
             self._next[list(chunk.sampled)] = chunk.start + chunk.count
-            yield _Piece(chunk.slot, chunk.start, tokens, wanted, chunk.sampled)
+            following = self._following(chunk) if chunk.scored else _NONE
+            yield _Piece(chunk.slot, chunk.start, tokens, wanted, chunk.sampled, following)
+
+    def _following(self, chunk: Chunk) -> Integers:
+        """The prompt ends where a slot samples."""
+        end = chunk.start + chunk.count - bool(chunk.sampled)
+        return self._tokens[chunk.slot, chunk.start + 1 : end + 1].astype(np.int64)
 
     def _mixed(self, rows: Integers, positions: Integers, pieces: list[_Piece]) -> Batch:
         """Sequences that decode, then those with several tokens."""
@@ -149,6 +172,12 @@ class StepBuilder:
             first + place for first, piece in zip(firsts, pieces, strict=True) for place in piece.wanted
         ]
         sampled = [slot for piece in pieces for slot in piece.sampled]
+        scored = _scored(pieces, decoding + len(sampled))
+        wanted += [
+            first + place
+            for first, piece in zip(firsts, pieces, strict=True)
+            for place in range(len(piece.following))
+        ]
         sequences = np.concatenate(
             [np.arange(decoding), np.repeat(decoding + np.arange(len(pieces)), counts)]
         )
@@ -169,11 +198,22 @@ class StepBuilder:
             is_decoding=all(len(one.tokens) == 1 and one.sampled == (one.slot,) for one in pieces),
             slots=torch.from_numpy(slots),
             sampled=torch.from_numpy(np.concatenate([rows, sampled]).astype(np.int64)),
+            scored=scored,
         )
+
+
+def _scored(pieces: list[_Piece], first: int) -> tuple[Scored, ...]:
+    """Whose rows come one after another, from this one on."""
+    found = []
+    for piece in pieces:
+        if len(piece.following):
+            found.append(Scored(slot=piece.slot, first=first, following=torch.from_numpy(piece.following)))
+            first += len(piece.following)
+    return tuple(found)
 
 
 def _runs(plan: StepPlan) -> Iterable[_Piece]:
     for run in plan.runs:
         places = tuple(range(len(run.tokens)))
         tokens = np.array(run.tokens, dtype=np.int64)
-        yield _Piece(run.slot, run.start, tokens, places, (run.slot,) * len(places))
+        yield _Piece(run.slot, run.start, tokens, places, (run.slot,) * len(places), _NONE)

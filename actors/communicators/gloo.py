@@ -19,7 +19,7 @@ class Gloo:
     def __init__(self, place: Rendezvous) -> None:
         place.arrive()
         self.rank, self.size, self._place = place.index, place.size, place
-        self._group = self._done("forming", lambda: _group(place))
+        self._group = self._done("forming", lambda: gloo_group(place))
         self._sent: tuple[Any, Tensor] | None = None
 
     def all_reduce(self, x: Tensor) -> Tensor:
@@ -73,7 +73,7 @@ class Gloo:
             self._place.fail(action, str(error))
 
 
-def _group(place: Rendezvous) -> ProcessGroupGloo:
+def gloo_group(place: Rendezvous) -> ProcessGroupGloo:
     options = ProcessGroupGloo._Options()  # type: ignore[attr-defined]
     options._timeout = timedelta(seconds=place.timeout_s)
     options._devices = [ProcessGroupGloo.create_device(hostname=place.host)]

@@ -135,8 +135,8 @@ def _stream() -> int:
     return int(torch.cuda.current_stream().cuda_stream)
 
 
-def _shared_id(place: Rendezvous, new_id: Callable[[], tuple[int, ...]]) -> tuple[int, ...]:
+def _shared_id(place: Rendezvous, new_id: Callable[[], bytes]) -> bytes:
     """The first member's, through the store."""
     if place.index == 0:
-        place.scope.set("nccl", ",".join(map(str, new_id())))
-    return tuple(map(int, place.scope.get("nccl").decode().split(",")))
+        place.scope.set("nccl", new_id().hex())
+    return bytes.fromhex(place.scope.get("nccl").decode())

@@ -44,6 +44,8 @@ PARAMS = st.builds(
     stop=st.lists(st.text(), max_size=3).map(tuple),
     stop_token_ids=TOKENS,
     logprobs=st.none() | st.integers(0, 20),
+    prompt_logprobs=st.none() | st.integers(0, 20),
+    logits=st.booleans(),
     n=st.integers(1, 4),
 )
 
@@ -66,7 +68,7 @@ MESSAGES: dict[type, Any] = {
         several(st.tuples(COUNT, COUNT)),
         st.binary(),
         several(st.builds(Run, COUNT, COUNT, TOKENS)),
-        several(st.builds(Chunk, COUNT, COUNT, COUNT, TOKENS)),
+        several(st.builds(Chunk, COUNT, COUNT, COUNT, TOKENS, st.booleans())),
         several(st.builds(Beams, st.text(), TOKENS, several(NUMBER))),
     ),
     StepResult: st.builds(
@@ -75,6 +77,8 @@ MESSAGES: dict[type, Any] = {
         TOKENS,
         st.dictionaries(COUNT, LOGPROBS, max_size=3),
         several(st.builds(BeamDecision, st.text(), several(HYPOTHESIS), several(HYPOTHESIS), st.booleans())),
+        st.dictionaries(COUNT, several(LOGPROBS), max_size=3),
+        st.dictionaries(COUNT, st.binary(), max_size=3),
     ),
     Tokens: st.builds(
         Tokens,
@@ -85,6 +89,8 @@ MESSAGES: dict[type, Any] = {
         st.none() | st.builds(Usage, COUNT, COUNT, COUNT),
         several(LOGPROBS),
         st.none() | NUMBER,
+        several(LOGPROBS),
+        several(st.binary()),
     ),
 }
 MESSAGES[Order] = st.builds(Order, MESSAGES[StepPlan], st.binary())

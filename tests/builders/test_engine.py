@@ -150,6 +150,8 @@ def test_limits_rebuild_only_what_depends_on_them(checkpoint: Path) -> None:
         return {unit.recipe.key for unit in plan_build(manifest, limits, compiled=True).units}
 
     assert keys(max_batch_size=2) == keys()
+    assert keys(max_attention_window_size=64) == keys()  # no sequence is longer
+    assert len(keys(max_attention_window_size=63) - keys()) == 1
     assert len(keys(tokens_per_block=8) - keys()) == 1  # the block, whose cache has that shape
 
 
