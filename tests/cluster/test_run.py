@@ -20,7 +20,7 @@ from cluster.run import RunResult, run
 from cluster.run_options import RunOptions
 from tests.cluster.run_engines import Made, make
 from tests.cluster.test_cli import one_line_error, rankforge
-from tests.cluster.test_pieces import train
+from tests.cluster.test_sentencepiece import train
 
 TEXTS = ["the quick brown", "hello", "naïve café and 3 more", "x"]
 NEW_TOKENS = 12
