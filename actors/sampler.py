@@ -145,7 +145,7 @@ class Sampler:
         """
         if slot in self._needs or not 0 <= slot < self.nobody:
             raise ValueError(f"slot {slot} of {self.nobody} is not free")
-        self._check(params, prompt)
+        check_tokens(params, prompt, self._vocab_size)
         needs = Needs.of(params)
         self._write(
             slot, params, len(prompt), secrets.randbits(63) if params.seed is None else params.seed + index
@@ -159,15 +159,6 @@ class Sampler:
         self._needs[slot] = needs
         self._kinds[needs] += 1
         self.all_needs = Needs.union(self._kinds)
-
-    def _check(self, params: SamplingParams, prompt: Sequence[int]) -> None:
-        for name, tokens in (
-            ("logit_bias", params.logit_bias),
-            ("stop_token_ids", params.stop_token_ids),
-            ("prompt", prompt),
-        ):
-            if tokens and (min(tokens) < 0 or max(tokens) >= self._vocab_size):
-                raise UserError(f"{name}: tokens must be from 0 to {self._vocab_size - 1}")
 
     def _ends(self, params: SamplingParams) -> set[int]:
         eos = set() if params.ignore_eos else {token for token in self._eos if token < self._vocab_size}
@@ -272,6 +263,17 @@ def in_parts(scores: Tensor) -> Tensor:
     best, places = scores.unflatten(-1, (parts, size // parts)).max(-1)
     part = best.argmax(-1, keepdim=True)
     return (places.gather(1, part) + part * (size // parts))[:, 0]
+
+
+def check_tokens(params: SamplingParams, prompt: Sequence[int], vocab_size: int) -> None:
+    """Refuse tokens that the model does not have."""
+    for name, tokens in (
+        ("logit_bias", params.logit_bias),
+        ("stop_token_ids", params.stop_token_ids),
+        ("prompt", prompt),
+    ):
+        if tokens and (min(tokens) < 0 or max(tokens) >= vocab_size):
+            raise UserError(f"{name}: tokens must be from 0 to {vocab_size - 1}")
 
 
 def with_seed(params: SamplingParams) -> SamplingParams:
