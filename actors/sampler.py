@@ -1,6 +1,6 @@
 """Chooses tokens from logits on the device, every row as its request wants it.
 
-The order: penalties, biases, ends that come too early, temperature, top-k, top-p, min-p, a draw. `sample`
+The order: biases, penalties, ends that come too early, temperature, top-k, top-p, min-p, a draw. `sample`
 never waits for the device, and reads nothing from the host but what its `needs` say, so a CUDA graph can hold
 it for every number of rows, needs and `layout`.
 
@@ -207,13 +207,13 @@ class Sampler:
     def adjusted(
         self, scores: Tensor, slots: Tensor, positions: Tensor, needs: Needs | None = None
     ) -> Tensor:
-        """Scores [R, V] after penalties, biases and bars, which is all that beam search wants."""
+        """Scores [R, V] after biases, penalties and bars, which is all that beam search wants."""
         needs = needs or self.all_needs
+        if needs.bias:
+            scores = self._biases.added(scores, slots)
         if needs.penalties:
             repetition, presence, frequency = self._reals[slots][:, 3:6].float().unbind(-1)
             scores = self._spoken.penalized(scores, slots, (repetition, presence, frequency))
-        if needs.bias:
-            scores = self._biases.added(scores, slots)
         if needs.bars:
             scores = self._bars.added(scores, slots, positions < self._integers[slots][:, 2])
         return scores
