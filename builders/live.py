@@ -8,13 +8,12 @@ from typing import Any
 
 from builders.program import Instruction, Program
 
-WRITING = frozenset({"rankforge.attention", "fused.rotate_and_write", "fused.write"})
+WRITING = frozenset({"rankforge.attention", "fused.rotate_and_attend", "fused.write"})
 """Operators that write to the cache: they stay, whether or not their results are read."""
 
 VIEWS = frozenset(
     """
     getitem aten.to aten.narrow aten.unsqueeze aten.flatten aten.unflatten aten.split_with_sizes aten.chunk
-    fused.rotate_and_write
     """.split()
 )
 """Operators whose result may be their first argument's memory."""

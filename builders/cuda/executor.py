@@ -26,6 +26,9 @@ class Context:
     launch: Launch
 
 
+_ATTENDING = ("fused.attend", "fused.rotate_and_attend")
+"""What has one kernel for steps with prompts and others for decoding."""
+
 Choices = Mapping[str, Config]
 """The configuration that was chosen, by `Site.key`."""
 
@@ -70,10 +73,10 @@ class Executor:
         """The kernel for this many rows; None where there is none and PyTorch has to do it."""
         if not step.configs:
             return None
-        if self._context.launch.tiles is not None and step.op == "fused.attend":
+        if self._context.launch.tiles is not None and step.op in _ATTENDING:
             return step.configs.get(ANY)
         rows = args[0].shape[0]
-        assert step.op != "fused.attend" or rows <= max(step.configs), "more rows than the limits have"
+        assert step.op not in _ATTENDING or rows <= max(step.configs), "more rows than the limits have"
         fitting = [size for size in step.configs if size >= rows]
         return step.configs[min(fitting)] if fitting else step.configs.get(ANY)
 

@@ -67,7 +67,7 @@ def attention(
     return draft.program(*outputs)
 
 
-PACKED, APART = "fused.rotate_and_write", "fused.write"
+PACKED, APART = "fused.rotate_and_attend", "fused.write"
 
 
 @pytest.mark.parametrize(
@@ -292,6 +292,7 @@ def test_last_uses() -> None:
     views = ("linear", "chunk", "getitem", "getitem_1")
     assert unread == {"value": "relu_1"}
     assert last_uses(program) == ((), (), (), (), (), (*views, "relu_1"), (), ("relu",), ())
+
 
 
 def lookups(**changes: Any) -> Program:

@@ -13,6 +13,7 @@ from torch import Tensor
 from builders.kernels.attention import (
     TILED_CONFIGS,
     Attention,
+    Packed,
     decode,
     decode_configs,
     tiled,
@@ -95,6 +96,10 @@ def calls() -> Iterator[Call]:
     sloped = Attention(heads=32, scale=0.1, window=100, slopes=empty(32, dtype=torch.float32))
     for config in decode_configs(16, 8, 64)[:9:2]:
         yield from decode(q, plain, CACHE, config, out=out, scratch=SCRATCH)
+    for config in decode_configs(16, 8, 64, packed=True)[::5]:
+        yield from decode(
+            q, sloped, CACHE, config, out=out, scratch=SCRATCH, packed=Packed(angles=ANGLES, clip=8.0)
+        )
     tiles = empty(4, 3, dtype=torch.int32)
     yield from tiled(q, sloped, CACHE, tiles, TILED_CONFIGS[-1], out=out)
     yield from tiled(q, plain, CACHE, tiles, TILED_CONFIGS[-1], out=out)
@@ -162,9 +167,18 @@ def test_compiles(call: Call, capability: int, compiler: Callable[[Source, int],
 
 def test_eight_bit_caches(compiler: Callable[[Source, int], str]) -> None:
     q, out = empty(16, 4608), empty(16, 32, 96)
+    early = next(config for config in decode_configs(64, 8, 64, packed=True) if config.blocks["EARLY"])
     for call in (
         *rotate_and_write(q, None, NARROW, WRITE_CONFIGS[0], out=out),
         *decode(q, Attention(heads=32, scale=0.1), NARROW, decode_configs(16, 8, 64)[0], out=out),
+        *decode(
+            q,
+            Attention(heads=32, scale=0.1),
+            NARROW,
+            early,
+            out=out,
+            packed=Packed(angles=None),
+        ),
     ):
         assert compiler(call.source, 90) == ""
 
