@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from builders.cuda.example import ANY, Load, example
 from builders.cuda.site import Site
-from builders.cuda.wide import WIDE, Wide, is_wide
+from builders.cuda.wide import WIDE, Wide, adds_up, is_wide
 from builders.kernels.call import Call, Config, Runner
 from builders.kernels.linear import (
     MAX_ROWS,
@@ -48,6 +48,10 @@ class Kernel(Protocol):
     def output(self, args: Sequence[Any]) -> Tensor:
         """Room for the result."""
 
+    def room(self, config: Config, args: Sequence[Any], spent: Collection[int]) -> Tensor:
+        """The same, where the memory of some arguments may be written over: nothing does, unless told."""
+        return self.output(args)
+
     def calls(self, config: Config, args: Sequence[Any], out: Tensor, launch: Launch) -> list[Call]:
         """What to launch."""
 
@@ -81,6 +85,13 @@ class LinearKernel(Kernel):
     def output(self, args: Sequence[Any]) -> Tensor:
         x: Tensor = args[0]
         return x.new_empty(x.shape[0], _layer(args).width)
+
+    def room(self, config: Config, args: Sequence[Any], spent: Collection[int]) -> Tensor:
+        x, residual = args[0], args[3]
+        if residual is None or 3 not in spent or not is_wide(config) or not adds_up(_layer(args)):
+            return self.output(args)
+        apart = residual.untyped_storage().data_ptr() != x.untyped_storage().data_ptr()
+        return residual if apart and residual.is_contiguous() else self.output(args)
 
     def calls(self, config: Config, args: Sequence[Any], out: Tensor, launch: Launch) -> list[Call]:
         x, layer, before = args[0], _layer(args), list[Call]()

@@ -294,6 +294,20 @@ def test_last_uses() -> None:
     assert last_uses(program) == ((), (), (), (), (), (*views, "relu_1"), (), ("relu",), ())
 
 
+def test_an_input_that_is_owned_ends_with_its_views() -> None:
+    draft = Draft()
+    x = draft.given("x", X)
+    column = draft.op("aten.narrow", x, 1, 0, 1)
+    y = draft.op("aten.relu", x)
+    draft.op("aten.relu", column)
+    program = draft.program(y)
+    assert [sorted(names) for names in last_uses(program, owned={"x", "other"})] == [
+        [],
+        [],
+        ["narrow", "relu_1", "x"],
+    ]
+    assert not any("x" in names for names in last_uses(draft.program(column), owned={"x"}))
+
 
 def lookups(**changes: Any) -> Program:
     """As of a table of which this rank holds some rows, scaled, and with positions; and what may differ."""
