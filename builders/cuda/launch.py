@@ -13,6 +13,7 @@ from builders.cuda.example import ANY, Load, example
 from builders.cuda.site import Site
 from builders.cuda.wide import WIDE, Wide, adds_up, is_wide
 from builders.kernels.call import Call, Config, Runner
+from builders.kernels.direct import direct, direct_configs, is_direct
 from builders.kernels.linear import (
     MAX_ROWS,
     Linear,
@@ -80,7 +81,8 @@ class LinearKernel(Kernel):
         if rows == ANY:
             return [replace(WIDE, overlap=overlap)]
         # Of narrow layers, one row fills no kernel of its own.
-        return linear_configs(rows, layer, overlap=overlap) or linear_configs(2, layer, overlap=overlap)
+        several = linear_configs(rows, layer, overlap=overlap) or linear_configs(2, layer, overlap=overlap)
+        return [*several, *direct_configs(rows, layer, overlap=overlap)]
 
     def output(self, args: Sequence[Any]) -> Tensor:
         x: Tensor = args[0]
@@ -98,11 +100,13 @@ class LinearKernel(Kernel):
         if is_wide(config):
             wide = Wide.of(x, layer, args[3], out, overlap=config.overlap)
             return [*wide.before, *wide.after]
-        if layer.norm is not None and "BLOCK_M" in config.blocks:
+        if layer.norm is not None and ("BLOCK_M" in config.blocks or is_direct(config)):
             # Every program would normalize all rows again: for several, that costs more than a launch.
             normed = torch.empty_like(x)
             before = norm(x, layer.norm, _norm_config(config), out=normed)
             x, layer = normed, replace(layer, norm=None)
+        if is_direct(config):
+            return [*before, *direct(x, layer, config, out=out, residual=args[3])]
         return [*before, *linear(x, layer, config, out=out, residual=args[3], scratch=launch.scratch)]
 
     def run(self, config: Config, args: Sequence[Any], out: Tensor, launch: Launch, runner: Runner) -> None:
@@ -112,7 +116,8 @@ class LinearKernel(Kernel):
             runner(self.calls(config, args, out, launch))
 
     def scratch(self, config: Config, args: Sequence[Any]) -> ScratchSize:
-        return ScratchSize() if is_wide(config) else scratch_size(_layer(args), config)
+        shared = not is_wide(config) and not is_direct(config)
+        return scratch_size(_layer(args), config) if shared else ScratchSize()
 
 
 def _norm_config(config: Config) -> Config:

@@ -28,6 +28,7 @@ from builders.kernels.cache import (
     write,
 )
 from builders.kernels.call import Call, Config, Source
+from builders.kernels.direct import direct, direct_configs
 from builders.kernels.embedding import EMBED_CONFIGS, embed
 from builders.kernels.linear import Linear, Scratch, linear, linear_configs
 from builders.kernels.moe import (
@@ -122,6 +123,14 @@ def other_calls() -> Iterator[Call]:
     yield from write(heads, heads, CACHE, PLAIN_WRITE_CONFIGS[0])
 
 
+def direct_calls() -> Iterator[Call]:
+    """Every candidate for a short row; for a long one, those that can be."""
+    for layer in (replace(FC, norm=None, activation=None), DOWN):
+        x, y = empty(5, layer.weight.shape[1]), empty(5, layer.width)
+        for config in direct_configs(5, layer):
+            yield from direct(x, layer, config, out=y, residual=y)
+
+
 def moe_calls() -> Iterator[Call]:
     """Mixtral's experts."""
     x, hidden, parts = empty(64, 4096), empty(128, 14336), empty(128, 4096)
@@ -146,7 +155,7 @@ def moe_calls() -> Iterator[Call]:
     yield from combine(parts, experts, routed, COMBINE_CONFIGS[0], out=x, residual=x)
 
 
-CALLS = [*calls(), *other_calls(), *moe_calls()]
+CALLS = [*calls(), *other_calls(), *direct_calls(), *moe_calls()]
 
 
 @pytest.fixture(scope="module")
@@ -184,11 +193,12 @@ def test_eight_bit_caches(compiler: Callable[[Source, int], str]) -> None:
 
 
 def test_overlap_is_for_hopper_and_later(compiler: Callable[[Source, int], str]) -> None:
-    q, out = empty(16, 6144), empty(16, 32, 128)
+    q, out, x = empty(16, 6144), empty(16, 32, 128), empty(2, 14336)
     config = decode_configs(16, 8, 64, overlap=True)[0]
     for call in (
         *linear_calls(1, UP, linear_configs(1, UP, overlap=True)[0]),
         *linear_calls(2, UP, linear_configs(2, UP, overlap=True)[0]),
+        *direct(x, DOWN, direct_configs(2, DOWN, overlap=True)[0], out=empty(2, 4096)),
         *decode(q, Attention(heads=32, scale=0.1), CACHE, config, out=out),
     ):
         assert compiler(call.source, 90) == ""
