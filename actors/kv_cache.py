@@ -65,14 +65,21 @@ class KVCache:
         return -(-num_tokens // self.tokens_per_block)
 
     def open(
-        self, tokens: Sequence[int], room: int, *, namespace: str = "", reserve: int = 0
+        self,
+        tokens: Sequence[int],
+        room: int,
+        *,
+        namespace: str = "",
+        reserve: int = 0,
+        most_cached: int | None = None,
     ) -> Table | None:
         """A table with room for so many tokens; None where that leaves less than the reserve.
 
-        It begins with the known blocks of these tokens. The last token is never among them: a sequence
-        has something to compute.
+        It begins with the known blocks of these tokens, or of so many of them. The last token is never among
+        them: a sequence has something to compute.
         """
-        table = self._known(tokens, namespace)
+        most = len(tokens) - 1
+        table = self._known(tokens, most if most_cached is None else min(most, most_cached), namespace)
         unheld = sum(block in self._unheld for block in table.blocks)
         missing = self.blocks_for(room) - len(table.blocks)
         if missing + reserve > self.num_available - unheld:
@@ -144,10 +151,10 @@ class KVCache:
             assert len(set(table.blocks)) == len(table.blocks), "no table has a block twice"
             assert len(table.digests) <= len(table.blocks) + 1, "no hash without a block"
 
-    def _known(self, tokens: Sequence[int], namespace: str) -> Table:
+    def _known(self, tokens: Sequence[int], most: int, namespace: str) -> Table:
         digests = [blake2b(namespace.encode(), digest_size=16).digest()]
         blocks: list[int] = []
-        for index in range((len(tokens) - 1) // self.tokens_per_block):
+        for index in range(most // self.tokens_per_block):
             digest = self._digest(digests[-1], tokens, index)
             block = self._block_of.get(digest)
             if block is None:

@@ -68,6 +68,9 @@ class Chunk(Struct, frozen=True, array_like=True):
     count: int
     sampled: tuple[int, ...] = ()
     """Slots that sample from the last token's logits: none, this one, or this one and its forks."""
+    scored: bool = False
+    """All known tokens are the prompt's, and wanted is the log-probability of each that follows one of these:
+    so many as these are, or one fewer where the prompt ends with them."""
 
 
 class Run(Struct, frozen=True, array_like=True):
@@ -91,7 +94,9 @@ class StepPlan(Struct, frozen=True, array_like=True):
     """What every rank does in one step.
 
     The step's sequences are in this order: slots that decode, rising; runs; chunks. So are the rows of
-    logits: one for each slot that decodes, for every token of a run, for every slot that a chunk lists.
+    logits: one for each slot that decodes, for every token of a run, for every slot that a chunk lists. Each
+    of these samples a token. After them all come rows that only score: for every token of a scored chunk that
+    another one of the prompt follows.
     """
 
     step: int
@@ -115,8 +120,16 @@ class StepPlan(Struct, frozen=True, array_like=True):
         return len(slots_of(self.decode)) + runs + sum(chunk.count for chunk in self.chunks)
 
 
+class Order(Struct, frozen=True, array_like=True):
+    """A plan as ranks get it."""
+
+    plan: StepPlan
+    tokens: bytes = b""
+    """What the slots that decode sampled last, `packed`, where the ranks that need it did not sample it."""
+
+
 class Logprobs(Struct, frozen=True, array_like=True):
-    """Of one sampled token, and of the likeliest."""
+    """Of one token that was sampled, or is there in a prompt, and of the likeliest in its place."""
 
     sampled: float
     tokens: tuple[int, ...] = ()
@@ -144,13 +157,17 @@ class BeamDecision(Struct, frozen=True, array_like=True):
 
 
 class StepResult(Struct, frozen=True, array_like=True):
-    """What a step sampled, in the order of its rows."""
+    """What a step sampled, in the order of its rows; those that only score are not among them."""
 
     step: int
     tokens: tuple[int, ...]
     logprobs: Mapping[int, Logprobs] = {}
     """By row, where they were asked for."""
     beams: tuple[BeamDecision, ...] = ()
+    prompt_logprobs: Mapping[int, tuple[Logprobs, ...]] = {}
+    """By slot of a scored chunk, one for every row that scores: of the token that follows in the prompt."""
+    logits: Mapping[int, bytes] = {}
+    """By row, where they were asked for: float32, one for each token of the vocabulary."""
 
 
 class Usage(Struct, frozen=True, array_like=True):
@@ -174,14 +191,30 @@ class Tokens(Struct, frozen=True, array_like=True):
     logprobs: tuple[Logprobs, ...] = ()
     score: float | None = None
     """Of a text that beam search found."""
+    prompt_logprobs: tuple[Logprobs, ...] = ()
+    """With a text's first news: of every token of the prompt but the first."""
+    logits: tuple[bytes, ...] = ()
+    """What each of its tokens was chosen by: float32, one for each token of the vocabulary."""
 
 
-Message = Request | StepPlan | StepResult | Tokens
-MessageT = TypeVar("MessageT", Request, StepPlan, StepResult, Tokens)
+class Beat(Struct, frozen=True, array_like=True):
+    """A sign of life."""
+
+    secret: bytes
+    """Of the group: what does not have it is not from its ranks."""
+    rank: int
+    ready: bool
+    """Whether it has loaded its engine and takes orders."""
+    done: int
+    """Steps that it has finished."""
+
+
+Message = Request | StepPlan | Order | StepResult | Tokens | Beat
+MessageT = TypeVar("MessageT", Request, StepPlan, Order, StepResult, Tokens, Beat)
 
 _ENCODER = msgspec.msgpack.Encoder()
 _DECODERS: dict[type, Any] = {
-    kind: msgspec.msgpack.Decoder(kind) for kind in (Request, StepPlan, StepResult, Tokens)
+    kind: msgspec.msgpack.Decoder(kind) for kind in (Request, StepPlan, Order, StepResult, Tokens, Beat)
 }
 
 

@@ -72,11 +72,11 @@ class RankActors:
         ]
 
     def serve(
-        self, setup: Callable[[int], RankSetup], endpoints: Callable[[Whereabouts], Endpoints]
+        self, setup: Callable[[int], RankSetup], endpoints: Callable[[Whereabouts], Endpoints], beat_s: float
     ) -> Mapping[int, Any]:
         """Have every rank load and obey; what Ray gives for each ends when the rank does."""
         return {
-            rank: actor.serve.remote(setup(rank), endpoints(self.where[rank]))
+            rank: actor.serve.remote(setup(rank), endpoints(self.where[rank]), beat_s)
             for rank, actor in self._actors.items()
         }
 

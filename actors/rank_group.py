@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
+import torch
+
 from actors.communicators.links import Kind
 from actors.communicators.rendezvous import call_off, host_store
+from actors.messages import Order, StepResult, decode, encode
+from actors.pending import Pending
 from actors.rank_actors import RankActors, Room, here
 from actors.rank_host import Whereabouts
-from actors.rank_worker import RankSetup, RankWorker
-from actors.step_messages import StepAnswer, StepOrder, decode, encode
+from actors.rank_worker import Meeting, RankSetup, RankWorker
 from actors.vigil import Bounds, Vigil
 from actors.wires import Head
 from builders.engine_manifest import read_engine
@@ -27,10 +31,12 @@ class GroupPlan:
 
     engine_dir: Path
     """On every node under the same path."""
-    num_blocks: int
-    """Of every rank's cache."""
-    kind: Kind
-    """How ranks exchange tensors."""
+    blocks: Callable[[int | None], int]
+    """Of every rank's cache, from the bytes that are free on the fullest GPU; None where there is none."""
+    kind: Kind | None = None
+    """How ranks exchange tensors; None takes the fastest that works for their places."""
+    ends: tuple[int, ...] = ()
+    """The tokens that end a text."""
     inside: bool = True
     """Rank 0 lives in this process, which then needs its device; otherwise it is an actor like the others."""
     device: str | None = None
@@ -40,7 +46,7 @@ class GroupPlan:
 
 
 class RankGroup:
-    """All ranks of an engine. Steps are submitted in order, several at a time where there are several stages.
+    """All ranks of an engine: `actors.ranks.Ranks`.
 
     The first failure ends the group: its actors are killed, and every call raises what went wrong.
     """
@@ -48,11 +54,11 @@ class RankGroup:
     def __init__(self, plan: GroupPlan) -> None:
         """Returns when every rank takes orders."""
         self._plan, self._here = plan, here()
-        self._answers: deque[StepAnswer] = deque()
+        self._under_way: deque[Pending] = deque()
         self._worker: RankWorker | None = None
         deadline = time.monotonic() + plan.bounds.start_s
-        world = read_engine(plan.engine_dir).checkpoint.mapping.world_size
-        self._ranks = range(int(plan.inside), world)
+        self._world = read_engine(plan.engine_dir).checkpoint.mapping.world_size
+        self._ranks = range(int(plan.inside), self._world)
         with ExitStack() as opened:
             self._store = host_store(self._here.host, plan.bounds.start_s)
             self._head = Head(self._here.host)
@@ -60,32 +66,33 @@ class RankGroup:
             self._actors = RankActors(self._ranks, plan.room)
             opened.callback(self._actors.close)
             self._actors.start(deadline)
+            self.num_blocks = plan.blocks(self._free_bytes())
             self._vigil = self._served()
             opened.callback(self._vigil.close)
             self._load_own(opened)
             self._until_ready(deadline)
             self._opened = opened.pop_all()
 
-    def submit(self, order: StepOrder) -> None:
-        """Have every rank compute a step; computes this process's own part of it."""
+    def submit(self, order: Order) -> None:
+        """Have every rank compute a step; begins this process's own part of it."""
         self._vigil.check()
         data = encode(order)
         for rank in self._ranks:
             self._head.send(rank, data)
-        if order.answer != "nothing":
-            self._vigil.began(order.number)
+        self._vigil.began(order.plan.step)
         if self._worker is not None:
-            self._compute(self._worker, order)
+            with self._explained():
+                self._under_way.append(self._worker.begin(order))
 
-    def collect(self) -> StepAnswer:
-        """The next answer, in the order of steps."""
-        while not self._answers:
-            self._vigil.check()
-            if data := self._head.receive():
-                self._answers.append(decode(StepAnswer, data))
-        answer = self._answers.popleft()
-        self._vigil.ended(answer.number)
-        return answer
+    def collect(self) -> StepResult:
+        """The next result, in the order of steps."""
+        own = None
+        if self._worker is not None:
+            with self._explained():
+                own = self._worker.finish(self._under_way.popleft())
+        result = own or self._answer()
+        self._vigil.ended(result.step)
+        return result
 
     def check(self) -> None:
         """Raise what has gone wrong since, if anything has."""
@@ -108,10 +115,25 @@ class RankGroup:
         """The ranks that are actors."""
         return dict(self._actors.where)
 
+    def _answer(self) -> StepResult:
+        """Of the rank that answers, which is an actor."""
+        while True:
+            self._vigil.check()
+            if data := self._head.receive():
+                return decode(StepResult, data)
+
+    def _free_bytes(self) -> int | None:
+        found = [where.free_bytes for where in self._actors.where.values() if where.free_bytes is not None]
+        if self._plan.device:
+            found.append(torch.cuda.mem_get_info(self._plan.device)[0])
+        return min(found, default=None)
+
     def _served(self) -> Vigil:
         near = self._here.node
         serving = self._actors.serve(
-            self._setup, lambda where: self._head.endpoints(same_node=where.node == near)
+            self._setup,
+            lambda where: self._head.endpoints(same_node=where.node == near),
+            self._plan.bounds.beat_s,
         )
         return Vigil(self._head, self._actors.where, serving, self._plan.bounds, self._give_up)
 
@@ -124,24 +146,35 @@ class RankGroup:
 
     def _setup(self, rank: int) -> RankSetup:
         plan = self._plan
-        return RankSetup(
-            engine_dir=plan.engine_dir,
-            rank=rank,
-            num_blocks=plan.num_blocks,
-            kind=plan.kind,
+        meeting = Meeting(
+            kind=plan.kind or self._kind(),
             store=(self._here.host, self._store.port),
             wait_s=plan.bounds.wait_s,
             start_s=plan.bounds.start_s,
-            beat_s=plan.bounds.beat_s,
         )
+        return RankSetup(
+            engine_dir=plan.engine_dir,
+            rank=rank,
+            num_blocks=self.num_blocks,
+            ends=plan.ends,
+            meeting=meeting,
+        )
+
+    def _kind(self) -> Kind:
+        """Direct reading of each other's memory is for one node."""
+        if self._free_bytes() is None:
+            return "gloo"
+        nodes = {where.node for where in self._actors.where.values()}
+        if self._plan.inside:
+            nodes.add(self._here.node)
+        return "symmetric" if len(nodes) == 1 else "nccl"
 
     def _load_own(self, opened: ExitStack) -> None:
         if not self._plan.inside:
             return
-        try:
+        with self._explained():
             self._worker = RankWorker(self._setup(0), host=self._here.host, device=self._plan.device)
-        except PeerError as error:
-            self._vigil.explain(error)
+        assert self._worker, "it has loaded"
         opened.callback(self._worker.close)
 
     def _until_ready(self, deadline: float) -> None:
@@ -151,10 +184,10 @@ class RankGroup:
                 raise WorkerError(f"{self._plan.engine_dir}: not all ranks have loaded in time")
             time.sleep(0.01)
 
-    def _compute(self, worker: RankWorker, order: StepOrder) -> None:
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Who waits in vain raises the cause."""
         try:
-            answer = worker.obey(order)
+            yield
         except PeerError as error:
             self._vigil.explain(error)
-        if answer is not None:
-            self._answers.append(answer)

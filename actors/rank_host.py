@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import os
+import time
+from collections import deque
 from dataclasses import dataclass
 
 import ray
+import torch
 
+from actors.messages import Order, decode, encode
+from actors.pending import Pending
 from actors.rank_worker import RankSetup, RankWorker
-from actors.step_messages import StepOrder, decode, encode
 from actors.wires import Endpoints, Pulse, Tail
+
+AHEAD = 2
+"""Steps that may be under way on a device; with more, their order is waited for."""
+
+_LOOK_S, _PATIENCE_S = 50e-6, 1.0
+"""How often a device is looked at, and for how long, before it is waited for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +31,8 @@ class Whereabouts:
     host: str
     """The node's address."""
     pid: int
+    free_bytes: int | None = None
+    """Of its GPU."""
 
 
 class RankHost:
@@ -28,20 +40,61 @@ class RankHost:
 
     def whereabouts(self) -> Whereabouts:
         """Where it is; answered once everything that a rank needs is imported."""
-        context = ray.get_runtime_context()
-        return Whereabouts(node=context.get_node_id(), host=ray.util.get_node_ip_address(), pid=os.getpid())
+        node, device = ray.get_runtime_context().get_node_id(), _device()
+        return Whereabouts(
+            node=node,
+            host=ray.util.get_node_ip_address(),
+            pid=os.getpid(),
+            free_bytes=torch.cuda.mem_get_info(device)[0] if device else None,
+        )
 
-    def serve(self, setup: RankSetup, endpoints: Endpoints) -> None:
+    def serve(self, setup: RankSetup, endpoints: Endpoints, beat_s: float) -> None:
         """Obey until this process is ended. What this raises, Ray brings to the group."""
-        with Pulse(endpoints, setup.rank, setup.beat_s) as pulse:
+        device = _device()
+        if device:
+            torch.cuda.set_device(device)
+        with Pulse(endpoints, setup.rank, beat_s) as pulse:
             tail = Tail(endpoints, setup.rank)
-            worker = RankWorker(setup, host=self.whereabouts().host, device=_device())
+            worker = RankWorker(setup, host=ray.util.get_node_ip_address(), device=device)
             pulse.is_ready()
-            while True:
-                order = decode(StepOrder, tail.receive())
-                if answer := worker.obey(order):
-                    tail.send(encode(answer))
-                pulse.done = order.number
+            _Obedience(worker, tail, pulse).go_on()
+
+
+class _Obedience:
+    """Begins every step at once, so that the device always has work, and answers as soon as one is done."""
+
+    def __init__(self, worker: RankWorker, tail: Tail, pulse: Pulse) -> None:
+        self._worker, self._tail, self._pulse = worker, tail, pulse
+        self._under_way: deque[Pending] = deque()
+
+    def go_on(self) -> None:
+        while True:
+            self._begin(self._next())
+            while len(self._under_way) >= AHEAD:
+                self._finish()
+
+    def _next(self) -> bytes:
+        """The next order; answers what gets done before it comes."""
+        looked_since = time.monotonic()
+        while self._under_way:
+            if (data := self._tail.receive(wait=False)) is not None:
+                return data
+            if self._worker.is_done(self._under_way[0]) or time.monotonic() - looked_since > _PATIENCE_S:
+                self._finish()
+            else:
+                time.sleep(_LOOK_S)
+        data = self._tail.receive(wait=True)
+        assert data is not None, "a wait ends with an order"
+        return data
+
+    def _begin(self, data: bytes) -> None:
+        self._under_way.append(self._worker.begin(decode(Order, data)))
+
+    def _finish(self) -> None:
+        result = self._worker.finish(self._under_way.popleft())
+        self._pulse.done += 1
+        if result is not None:
+            self._tail.send(encode(result))
 
 
 def _device() -> str | None:

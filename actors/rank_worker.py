@@ -5,16 +5,35 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch._C._distributed_c10d import TCPStore
 
-from actors.communicators.links import Kind, open_links
+from actors.cache_size import cache_limits
+from actors.chooser import Chooser, Vocabulary
+from actors.communicators.links import Kind, Links, open_links
 from actors.communicators.rendezvous import Rendezvous, join_store
-from actors.step_messages import StepAnswer, StepOrder, answer_of, step_of
+from actors.messages import Order, StepPlan, StepResult
+from actors.pending import Pending, mark
+from actors.step_builder import Batch, StepBuilder
+from builders.cuda.engine import CudaEngine
+from builders.cuda.steps import there
 from builders.engine_folder import load_engine
 from builders.engine_manifest import read_engine
-from builders.ops import Step
+
+
+@dataclass(frozen=True, kw_only=True)
+class Meeting:
+    """Where the ranks of a group find each other."""
+
+    kind: Kind
+    """How they exchange tensors."""
+    store: tuple[str, int]
+    """Host and port of the store in which they meet."""
+    wait_s: float
+    """How long one may wait for others within a step."""
+    start_s: float
+    """How long one may wait for others to load."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,64 +44,71 @@ class RankSetup:
     rank: int
     num_blocks: int
     """Of the cache."""
-    kind: Kind
-    """How it exchanges tensors."""
-    store: tuple[str, int]
-    """Host and port of the store in which ranks meet."""
-    wait_s: float
-    """How long it may wait for other ranks within a step."""
-    start_s: float
-    """How long it may wait for them to load."""
-    beat_s: float
-    """How often it shows that it is alive."""
+    ends: tuple[int, ...] = ()
+    """The tokens that end a text."""
+    meeting: Meeting | None = None
+    """None for one that is alone."""
 
 
 class RankWorker:
-    """Computes its part of every step, in lockstep with its peers and after the stage before it."""
+    """Computes its part of every step, in lockstep with its peers and after the stage before it.
 
-    def __init__(self, setup: RankSetup, *, host: str, device: str | None) -> None:
+    On a GPU, `begin` only enqueues.
+    """
+
+    def __init__(self, setup: RankSetup, *, host: str = "127.0.0.1", device: str | None = None) -> None:
         """Loads the engine, waits until all ranks have, connects; graphs are captured last."""
-        checkpoint = read_engine(setup.engine_dir).checkpoint
-        self._place = checkpoint.mapping.place(setup.rank)
-        self._last = self._place.pp == checkpoint.mapping.pp_size - 1
-        self._hidden, self._dtype = checkpoint.spec.hidden_size, getattr(torch, checkpoint.dtype)
+        manifest = read_engine(setup.engine_dir)
+        checkpoint, limits = manifest.checkpoint, cache_limits(manifest)
+        mapping, spec = checkpoint.mapping, checkpoint.spec
+        self._place, self._last_stage = mapping.place(setup.rank), mapping.pp_size - 1
+        self._hidden, self._dtype = spec.hidden_size, getattr(torch, checkpoint.dtype)
         self._engine = load_engine(setup.engine_dir, setup.rank, num_blocks=setup.num_blocks, device=device)
-        store = join_store(*setup.store, setup.start_s)
-        _meet(store, setup, checkpoint.mapping.world_size)
-        self._links = open_links(
-            setup.kind, checkpoint.mapping, setup.rank, store, timeout_s=setup.wait_s, host=host
-        )
-        if prepare := getattr(self._engine, "prepare", None):
-            with torch.no_grad(), self._links.meant():
-                prepare()
+        self._graphs = self._engine if isinstance(self._engine, CudaEngine) else None
+        self._device = torch.device(device or ("cpu" if manifest.target == "cpu" else "cuda"))
+        self._links = _linked(setup, mapping.world_size, host)
+        slots = limits.max_sequences * mapping.pp_size
+        table = self._graphs.table if self._graphs else None
+        self._steps = StepBuilder(limits, lanes=mapping.pp_size, table=table)
+        self._last = torch.zeros(slots + 1, dtype=torch.int64, device=self._device)
+        vocabulary = Vocabulary(size=spec.vocab_size, ends=setup.ends, max_seq_len=limits.max_seq_len)
+        self._chooser = Chooser(vocabulary, self._last) if self._chooses else None
+        if self._graphs:
+            self._capture(self._graphs)
 
     @property
     def answers(self) -> bool:
-        """Whether it is the one whose logits are taken: all ranks of the last stage have the same."""
-        return self._last and self._place.tp == 0
+        """Whether it is the one whose choice is told: all ranks of the last stage have the same logits."""
+        return self._place.pp == self._last_stage and self._place.tp == 0
+
+    @property
+    def _chooses(self) -> bool:
+        """Where there is one stage, every rank needs the tokens."""
+        return self.answers or self._last_stage == 0
 
     @torch.no_grad()
-    def forward(self, ids: Tensor, step: Step) -> Tensor | None:
-        """Logits of the wanted tokens on the ranks of the last stage; the others hand on hidden states."""
-        line, stage, x = self._links.line, self._place.pp, ids
-        if stage > 0:
-            assert line is not None, "a later stage has an earlier one"
-            x = line.receive((len(ids), self._hidden), self._dtype, stage - 1)
-        with self._links.meant():
-            x = self._engine.forward(x, step)
-        if self._last:
-            return x
-        assert line is not None, "an earlier stage has a later one"
-        line.send(x, stage + 1)
-        return None
+    def begin(self, order: Order) -> Pending:
+        """A step; plans come in order, none left out."""
+        batch = self._steps.build(order.plan)
+        self._take_in(order.plan)
+        out, captured = self._computed(order, batch)
+        chooser = self._chooser
+        if chooser is None:
+            return Pending(done=mark(self._device), result=None)
+        if captured and chooser.is_plain:
+            chosen = chooser.taken(order.plan, batch)
+        else:
+            chosen = chooser.choose(order.plan, batch, out)
+        return chosen if self.answers else Pending(done=chosen.done, result=None)
 
-    def obey(self, order: StepOrder) -> StepAnswer | None:
-        """Compute a step; the answer, where it is wanted of this rank."""
-        logits = self.forward(*step_of(order))
-        self._links.finish()
-        if logits is None or not self.answers or order.answer == "nothing":
-            return None
-        return answer_of(order, logits)
+    def is_done(self, pending: Pending) -> bool:
+        """Whether `finish` would not wait."""
+        return pending.done is None or pending.done.query()
+
+    def finish(self, pending: Pending) -> StepResult | None:
+        """Wait for a step; its result, where it is this rank that answers."""
+        self._links.finish(pending.done)
+        return pending.result() if pending.result else None
 
     def abort(self) -> None:
         """From another thread: waits for other ranks end, as far as they can be ended from here."""
@@ -91,13 +117,70 @@ class RankWorker:
     def close(self) -> None:
         self._links.close()
 
+    def _take_in(self, plan: StepPlan) -> None:
+        if self._chooser:
+            self._chooser.take_in(plan)
+        if plan.copies:
+            self._engine.copy_blocks(plan.copies)
+        if self._graphs and (changed := self._steps.changed()):
+            self._graphs.set_blocks(*changed)
 
-def _meet(store: TCPStore, setup: RankSetup, world_size: int) -> None:
-    """Wait until everyone has loaded."""
+    def _computed(self, order: Order, batch: Batch) -> tuple[Tensor, bool]:
+        """Logits, or hidden states that are handed on; whether a graph did it."""
+        line, stage, step = self._links.line, self._place.pp, batch.step
+        x = None if stage else self._ids(order, batch)
+        if stage:
+            assert line is not None, "a later stage has an earlier one"
+            x = line.receive((len(batch.tokens), self._hidden), self._dtype, stage - 1)
+        with self._links.meant():
+            if captured := self._graphs is not None and batch.is_decoding:
+                out = self._graphs.decode(step, x)
+            else:
+                assert x is not None, "what is not captured has its input"
+                out = self._engine.forward(x, step)
+        if stage < self._last_stage:
+            assert line is not None, "an earlier stage has a later one"
+            line.send(out, stage + 1)
+        return out, captured
+
+    def _ids(self, order: Order, batch: Batch) -> Tensor | None:
+        """A step's tokens, those that only the device knows from `last`; graphs read all of them there."""
+        tokens, unknown = batch.tokens, batch.num_decoding
+        if order.tokens:
+            tokens[:unknown] = torch.from_numpy(np.frombuffer(order.tokens, dtype=np.int32).astype(np.int64))
+            unknown = 0
+        if self._graphs and batch.is_decoding:
+            if unknown < len(tokens):
+                slots = there(batch.slots[unknown:], self._device)
+                self._last[slots] = there(tokens[unknown:], self._device)
+            return None
+        ids = there(tokens, self._device)
+        if unknown:
+            ids[:unknown] = self._last[there(batch.slots[:unknown], self._device)]
+        return ids
+
+    def _capture(self, engine: CudaEngine) -> None:
+        """Graphs hold the choice of tokens, as far as it is the same for everyone, and their way back."""
+        before = self._last.__getitem__ if self._place.pp == 0 else None
+        after = self._chooser.greedily if self._chooser else None
+        with torch.no_grad(), self._links.meant():
+            engine.prepare(before=before, after=after)
+            if self._chooser:
+                self._chooser.warm_up()
+
+
+def _linked(setup: RankSetup, world_size: int, host: str) -> Links:
+    """Connect, once everyone has loaded."""
+    meeting = setup.meeting
+    if meeting is None:
+        return Links(peers=None, line=None)
+    store = join_store(*meeting.store, meeting.start_s)
     Rendezvous(
         store=store,
         name="loaded",
         ranks=tuple(range(world_size)),
         index=setup.rank,
-        timeout_s=setup.start_s,
+        timeout_s=meeting.start_s,
     ).arrive()
+    mapping = read_engine(setup.engine_dir).checkpoint.mapping
+    return open_links(meeting.kind, mapping, setup.rank, store, timeout_s=meeting.wait_s, host=host)

@@ -40,8 +40,13 @@ class Residents:
         if head.in_flight or slots > len(lane.free) or not self._is_turn_of(lane, head):
             return None
         reserve = len(self.running) + slots - 1 if self.running else 0
-        namespace = head.request.namespace
-        table = self.cache.open(head.tokens, len(head.tokens), namespace=namespace, reserve=reserve)
+        table = self.cache.open(
+            head.tokens,
+            len(head.tokens),
+            namespace=head.request.namespace,
+            reserve=reserve,
+            most_cached=len(head.prompt_logprobs) if head.scores_prompt else None,
+        )
         if table is None:
             return None
         self.waiting.pop(0)

@@ -87,6 +87,8 @@ class Sampled:
 
 LEAST_TEMPERATURE = 1e-5
 """What is below is taken for this, so that no score overflows."""
+_PARTS = 96
+"""Into so many parts a row is cut at most."""
 _PLAIN = (1.0, 1.0, 0.0, 1.0, 0.0, 0.0, 0.0)
 """A slot's real numbers, here of a greedy request: temperature, top_p, min_p; repetition, presence and
 frequency penalties; 1 to draw. Its integers are top_k, the seed, and the first place for an end."""
@@ -116,7 +118,7 @@ class Sampler:
         self._tokens = places(vocab_size, device)
         self._needs: dict[int, Needs] = {}
         self._kinds: Counter[Needs] = Counter()
-        self._all_needs = Needs()
+        self.all_needs = Needs()
 
     @property
     def layout(self) -> int:
@@ -156,7 +158,7 @@ class Sampler:
             self._spoken.open(slot, prompt, text)
         self._needs[slot] = needs
         self._kinds[needs] += 1
-        self._all_needs = Needs.union(self._kinds)
+        self.all_needs = Needs.union(self._kinds)
 
     def _check(self, params: SamplingParams, prompt: Sequence[int]) -> None:
         for name, tokens in (
@@ -189,7 +191,7 @@ class Sampler:
                 additions.put(slot, {})
         self._spoken.close(slot)
         self._kinds -= Counter([needs])
-        self._all_needs = Needs.union(self._kinds)
+        self.all_needs = Needs.union(self._kinds)
 
     def needs(self, slots: Iterable[int]) -> Needs:
         """What the requests in these slots need."""
@@ -202,11 +204,11 @@ class Sampler:
         prompt included. `needs` must cover the slots'; without it, those of all admitted requests are met. A
         slot with penalties can have one row: the next token's score depends on what this one is.
         """
-        needs = needs or self._all_needs
+        needs = needs or self.all_needs
         scores = self.adjusted(logits, slots, positions, needs)
         if needs.draw:
             scores = self._drawable(scores, slots, positions, needs)
-        tokens = scores.argmax(-1)
+        tokens = likeliest_tokens(scores)
         if needs.penalties:
             self.count(slots, tokens)
         return self._told(logits, tokens, needs.logprobs)
@@ -215,7 +217,7 @@ class Sampler:
         self, scores: Tensor, slots: Tensor, positions: Tensor, needs: Needs | None = None
     ) -> Tensor:
         """Scores [R, V] after penalties, biases and bars, which is all that beam search wants."""
-        needs = needs or self._all_needs
+        needs = needs or self.all_needs
         if needs.penalties:
             repetition, presence, frequency = self._reals[slots][:, 3:6].float().unbind(-1)
             scores = self._spoken.penalized(scores, slots, (repetition, presence, frequency))
@@ -256,6 +258,20 @@ class Sampler:
     def copy(self, sources: Tensor, targets: Tensor) -> None:
         """Texts go on in other slots, all at once, as the beams of a search do."""
         self._spoken.copy(sources, targets)
+
+
+def likeliest_tokens(scores: Tensor) -> Tensor:
+    """The place [R] of the largest of every row of [R, V], the first of equals."""
+    return scores.argmax(-1) if scores.device.type == "cpu" else in_parts(scores)
+
+
+def in_parts(scores: Tensor) -> Tensor:
+    """The same: a GPU reads long rows faster in parts."""
+    size = scores.shape[-1]
+    parts = next((parts for parts in range(_PARTS, 1, -1) if size % parts == 0), 1)
+    best, places = scores.unflatten(-1, (parts, size // parts)).max(-1)
+    part = best.argmax(-1, keepdim=True)
+    return (places.gather(1, part) + part * (size // parts))[:, 0]
 
 
 def with_seed(params: SamplingParams) -> SamplingParams:

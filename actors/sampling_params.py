@@ -43,6 +43,10 @@ class SamplingParams:
     """Go on after the model's own end."""
     logprobs: int | None = None
     """Give the log-probability of every token, and of so many of the likeliest."""
+    prompt_logprobs: int | None = None
+    """Give the log-probability of every token of the prompt but the first, and of so many likeliest."""
+    logits: bool = False
+    """Give every generated token's whole row of logits."""
     n: int = 1
     """Texts to generate."""
     num_beams: int = 1
@@ -61,6 +65,10 @@ class SamplingParams:
             raise UserError(f"min_tokens={self.min_tokens}: more than max_tokens={self.max_tokens}")
         if self.num_beams > 1 and self.n > self.num_beams:
             raise UserError(f"n={self.n}: more than num_beams={self.num_beams}")
+        if self.num_beams > 1 and (self.logits or self.prompt_logprobs is not None):
+            name = "logits" if self.logits else "prompt_logprobs"
+            value = f"{name}={getattr(self, name)}"
+            raise UserError(f"{value}: not with num_beams={self.num_beams}; use num_beams=1")
 
     @property
     def is_greedy(self) -> bool:
@@ -80,6 +88,7 @@ _RANGES: Mapping[str, tuple[float, float]] = {
     "frequency_penalty": (-2, 2),
     "seed": (-(2**63), 2**63 - 1),
     "logprobs": (0, 1000),
+    "prompt_logprobs": (0, 1000),
     "n": (1, 1024),
     "num_beams": (1, 1024),
     "length_penalty": (-100, 100),

@@ -6,18 +6,18 @@ A step may be planned while those before it run: what they sample need not be kn
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
-from itertools import chain
+from collections.abc import Iterable, Iterator
 
 from actors.beam_search import BeamGroup
 from actors.changes import Changes
+from actors.chunks import Room
 from actors.drafts import prompt_lookup
 from actors.kv_cache import KVCache
 from actors.messages import Chunk, Request, Run, StepPlan, StepResult, Tokens, bits_of
 from actors.residents import Residents
 from actors.sequences import Lane, Sequence
 from actors.texts import Issued, Texts, check_request
-from builders.limits import Limits
+from builders.limits import SCORED_TOKENS, Limits
 
 
 class Scheduler:
@@ -31,14 +31,18 @@ class Scheduler:
         eos: Iterable[int] = (),
         lanes: int = 1,
         draft_tokens: int = 0,
+        ahead: bool = True,
+        scored_tokens: int = SCORED_TOKENS,
     ) -> None:
-        size = limits.max_batch_size
-        self._limits = limits
+        """`ahead`: a lane's step may be planned before the one before it has a result."""
+        size = limits.max_sequences
+        self._limits, self._scored_tokens = limits, scored_tokens
         self._lanes = [Lane([*reversed(range(n * size, (n + 1) * size))], size) for n in range(lanes)]
         self._residents = Residents(KVCache(num_blocks, limits.tokens_per_block), self._lanes)
         self._issued: deque[Issued] = deque()
         self._texts = Texts(self._residents, frozenset(eos), limits.max_seq_len, draft_tokens)
         self._turn = self._step = 0
+        self._ahead = ahead
 
     @property
     def has_work(self) -> bool:
@@ -81,6 +85,8 @@ class Scheduler:
         for _ in range(2 * len(self._lanes)):
             lane = self._lanes[self._turn % len(self._lanes)]
             self._turn += 1
+            if not self._ahead and any(issued.lane is lane for issued in self._issued):
+                continue
             plan = self._step_of(lane)
             if plan:
                 return plan
@@ -88,14 +94,15 @@ class Scheduler:
 
     def _step_of(self, lane: Lane) -> StepPlan | None:
         self._make_room(lane)
-        decode, issued = bits_of(lane.mask), Issued(self._step, lane.rows())
+        decode, issued = bits_of(lane.mask), Issued(self._step, lane, lane.rows())
         runners, lane.ready = lane.ready, []
         changes = self._residents.changes
         copies, changes.copies = tuple(changes.copies), []  # what is forked from here on is copied later
-        budget = self._limits.max_num_tokens - len(issued.decoding) - len(runners)
-        chunks = self._chunks(lane, budget, issued)
-        budget -= max(sum(chunk.count for chunk in chunks), len(issued.sampled))  # nor more rows of logits
-        issued.runs = [(one, self._run(one, min(budget // len(runners), one.drafts))) for one in runners]
+        left = self._limits.max_num_tokens - len(issued.decoding) - len(runners)
+        room = Room(left, left, self._scored_tokens)
+        chunks = self._chunks(lane, room, issued)
+        drafts = min(room.tokens, room.rows) // len(runners) if runners else 0
+        issued.runs = [(one, self._run(one, min(drafts, one.drafts))) for one in runners]
         if not (issued.decoding or runners or chunks):
             changes.copies = [*copies, *changes.copies]
             return None
@@ -138,28 +145,32 @@ class Scheduler:
         sequence.busy = True
         return Run(sequence.slot, len(tokens) - 1, (tokens[-1], *drafts))
 
-    def _chunks(self, lane: Lane, budget: int, issued: Issued) -> list[Chunk]:
+    def _chunks(self, lane: Lane, room: Room, issued: Issued) -> list[Chunk]:
         """Of those that have begun, then of those that can be admitted, until the step is full."""
         chunks: list[Chunk] = []
         begun: list[tuple[Sequence, int]] = []
-        if not budget:
-            return chunks
-        for one in chain([*lane.prefilling], iter(lambda: self._residents.admit(lane), None)):
-            count = min(budget, one.target - one.computed)
+        for one in self._prefilling(lane, room):
+            count, scored = room.take(one), one.scores_prompt
             start, one.computed = one.computed, one.computed + count
             done = one.computed == one.target
             sampled = self._begin(one, lane) if done else []
             begun.append((one, one.computed))
             issued.sampled += sampled
             if count:
-                chunks.append(Chunk(one.slot, start, count, tuple(text.slot for text in sampled)))
-            budget -= count
-            if not budget:
-                break
+                chunks.append(Chunk(one.slot, start, count, tuple(text.slot for text in sampled), scored))
+            if count and scored:
+                issued.scored.append((one, chunks[-1]))
         for one, computed in begun:  # not before: who is admitted in this step cannot use what it computes
             assert one.table, "who computes has a table"
             self._residents.cache.remember(one.table, one.tokens, computed)
         return chunks
+
+    def _prefilling(self, lane: Lane, room: Room) -> Iterator[Sequence]:
+        """Those that have begun, and then, while there is room, those that can."""
+        yield from [*lane.prefilling] if room.tokens else ()
+        waiting = self._residents.waiting
+        while waiting and room.begins(waiting[0]) and (one := self._residents.admit(lane)):
+            yield one
 
     def _begin(self, leader: Sequence, lane: Lane) -> list[Sequence]:
         """The prompt is in the cache: who gets a token from it."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from actors.kv_cache import Table
-from actors.messages import Finish, Request, Usage
+from actors.messages import Finish, Logprobs, Request, Usage
 
 if TYPE_CHECKING:
     from actors.beam_search import BeamGroup
@@ -35,6 +35,8 @@ class Sequence:
     group: BeamGroup | None = None
     drafts: int = 0
     """Tokens to guess in every run; 0 decodes without runs."""
+    prompt_logprobs: list[Logprobs] = field(default_factory=list)
+    """Of its prompt's tokens but the first, as far as known; texts of one request share the list."""
 
     lane: Lane | None = None
     slot: int = -1
@@ -81,6 +83,12 @@ class Sequence:
     def target(self) -> int:
         """Tokens to compute in chunks; a beam's last is a run's."""
         return len(self.tokens) - (self.group is not None)
+
+    @property
+    def scores_prompt(self) -> bool:
+        """Whether log-probabilities of its prompt are to come; then the prompt is all that is known of it."""
+        wanted = self.request.params.prompt_logprobs is not None
+        return wanted and len(self.prompt_logprobs) < self.num_prompt - 1
 
     @property
     def in_runs(self) -> bool:

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 
 from actors.beam_search import BeamGroup
 from actors.drafts import accepted
-from actors.messages import Logprobs, Request, Run, StepResult, Tokens
+from actors.messages import Chunk, Request, Run, StepResult, Tokens
 from actors.residents import Residents
 from actors.sampling_params import SamplingParams
-from actors.sequences import Sequence
+from actors.sequences import Lane, Sequence
 from builders.errors import UserError
 from builders.limits import Limits
 
@@ -19,10 +19,13 @@ class Issued:
     """A plan whose result is awaited, by rows."""
 
     step: int
+    lane: Lane
     decoding: list[Sequence]
     runs: list[tuple[Sequence, Run]] = field(default_factory=list)
     sampled: list[Sequence] = field(default_factory=list)
     """Those whose known tokens are all computed."""
+    scored: list[tuple[Sequence, Chunk]] = field(default_factory=list)
+    """Those of which a part of the prompt is scored."""
 
 
 def check_request(request: Request, limits: Limits, num_blocks: int) -> None:
@@ -36,9 +39,10 @@ def check_request(request: Request, limits: Limits, num_blocks: int) -> None:
             f"num_beams={params.num_beams}: more than max_beam_width={limits.max_beam_width}; "
             "use fewer, or build with more"
         )
-    if (texts := max(params.n, params.num_beams)) > limits.max_batch_size:
+    if (texts := max(params.n, params.num_beams)) > limits.max_sequences:
         raise UserError(
-            f"{texts} texts at once: more than max_batch_size={limits.max_batch_size}; ask for fewer"
+            f"{texts} texts at once: more than max_batch_size={limits.max_batch_size} times "
+            f"max_beam_width={limits.max_beam_width}; ask for fewer, or build with more"
         )
     limit = min(length + params.max_tokens, limits.max_seq_len)
     shared, whole = length // limits.tokens_per_block, -(-limit // limits.tokens_per_block)
@@ -73,6 +77,8 @@ class Texts:
         number = 1 if request.params.num_beams > 1 else request.params.n
         first, *others = texts = [self._text(request, index) for index in range(number)]
         first.siblings = others
+        for one in others:
+            one.prompt_logprobs = first.prompt_logprobs
         if request.params.num_beams > 1:
             first.group = BeamGroup.of(first)
         self._arrivals += 1
@@ -123,26 +129,36 @@ class Texts:
         """A step's result, to each what is its own; the news."""
         news: list[Tokens] = []
         count = len(issued.decoding)
-        self._append(issued.decoding, 0, result, news)
+        for one, chunk in issued.scored:
+            self._score(one, chunk, result)
+        self._append(issued.decoding, 0, result, news, bool(result.logprobs or result.logits))
         for one, run in issued.runs:
             self._verify(one, run, count, result, news)
             count += len(run.tokens)
-        self._append(issued.sampled, count, result, news)
+        self._append(issued.sampled, count, result, news, True)
         for one in issued.sampled:
             if one.drafts and one.lane:
                 one.lane.ready.append(one)
         self._decide(issued, result, news)
         return news
 
-    def _append(self, rows: list[Sequence], first: int, result: StepResult, news: list[Tokens]) -> None:
+    def _score(self, one: Sequence, chunk: Chunk, result: StepResult) -> None:
+        """What is new of this: before a preemption another step may have been under way with some of it."""
+        told, known = result.prompt_logprobs.get(chunk.slot, ()), one.prompt_logprobs
+        assert len(told) == chunk.count - bool(chunk.sampled), "all is scored that was to be"
+        known += told[len(known) - chunk.start :]
+
+    def _append(
+        self, rows: list[Sequence], first: int, result: StepResult, news: list[Tokens], details: bool
+    ) -> None:
         """One token for each; no more than is needed, as this is done for every token."""
-        tokens, logprobs = result.tokens[first : first + len(rows)], result.logprobs
+        tokens = result.tokens[first : first + len(rows)]
         for row, (one, token) in enumerate(zip(rows, tokens, strict=True), first):
             if one.finished:
                 continue
             known = one.tokens
             known.append(token)
-            if token in one.stops or len(known) >= one.limit or logprobs:
+            if token in one.stops or len(known) >= one.limit or details:
                 self._tell(one, (token,), row, result, news)
             else:
                 news.append(Tokens(one.request.id, one.index, (token,)))
@@ -168,12 +184,22 @@ class Texts:
         self, one: Sequence, tokens: tuple[int, ...], first: int, result: StepResult, news: list[Tokens]
     ) -> None:
         """The news of tokens that were appended, and the end, if the last of them is one."""
-        rows = range(first, first + len(tokens))
-        details: tuple[Logprobs, ...] = tuple(result.logprobs[row] for row in rows if row in result.logprobs)
         finish = one.end_at(tokens[-1])
         if not one.doomed:
-            usage = one.usage() if finish else None
-            news.append(Tokens(one.request.id, one.index, tokens, finish, usage, details))
+            rows = range(first, first + len(tokens))
+            is_first = len(one.tokens) == one.num_prompt + len(tokens)
+            news.append(
+                Tokens(
+                    request=one.request.id,
+                    index=one.index,
+                    tokens=tokens,
+                    finish=finish,
+                    usage=one.usage() if finish else None,
+                    logprobs=tuple(result.logprobs[row] for row in rows if row in result.logprobs),
+                    prompt_logprobs=tuple(one.prompt_logprobs) if is_first else (),
+                    logits=tuple(result.logits[row] for row in rows if row in result.logits),
+                )
+            )
         if finish:
             self._finish(one)
 

@@ -137,7 +137,7 @@ class Vigil:
         step, since = next(iter(self._steps.copy().items()), (0, time.monotonic()))
         if time.monotonic() - since <= self._bounds.step_s:
             return None
-        behind = [self._named(rank) for rank, done in self._done.items() if done < step]
+        behind = [self._named(rank) for rank, done in self._done.items() if done <= step]
         return f"step {step} is not done after {self._bounds.step_s:g} s; not through it: {', '.join(behind)}"
 
     def _named(self, rank: int) -> str:

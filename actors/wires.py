@@ -14,7 +14,7 @@ from types import TracebackType
 import msgspec
 import zmq
 
-from actors.step_messages import Beat, decode, encode
+from actors.messages import Beat, decode, encode
 from builders.errors import WorkerError
 
 POLL_S = 0.05
@@ -96,9 +96,12 @@ class Tail:
         self._orders.setsockopt(zmq.IDENTITY, _identity(endpoints.secret, rank))
         self._orders.connect(endpoints.orders)
 
-    def receive(self) -> bytes:
-        """The next order. This wait alone has no bound: a rank whose head is gone is ended by Ray."""
-        return self._orders.recv()
+    def receive(self, *, wait: bool) -> bytes | None:
+        """The next order, or None. The wait has no bound: Ray ends a rank whose head is gone."""
+        try:
+            return self._orders.recv(0 if wait else zmq.NOBLOCK)
+        except zmq.Again:
+            return None
 
     def send(self, data: bytes) -> None:
         """An answer."""

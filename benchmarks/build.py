@@ -182,11 +182,12 @@ def build_here(folder: Path, flags: Mapping[str, Any], layers: int, tp_size: int
 
 def with_weights(built: Built, flags: Mapping[str, Any]) -> Built:
     """The engine again from a checkpoint of its shape: every program is found."""
+    from benchmarks.random_weights import write_weights
     from cluster.build import build
     from cluster.build_options import BuildOptions
     from cluster.progress import LineReporter
 
-    checkpoint = build_cuda.write_weights(built.engine, built.engine.parent / "checkpoint")
+    checkpoint = write_weights(built.engine, built.engine.parent / "checkpoint", "cuda")
     options = BuildOptions(
         checkpoint_dir=checkpoint,
         output_dir=built.engine.parent / "whole",

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -50,33 +48,6 @@ class Steps:
     prompts: tuple[tuple[int, float], ...]
     """Tokens, seconds."""
     prepare_s: float
-
-
-def write_weights(programs: Path, folder: Path) -> Path:
-    """A checkpoint of random weights for an engine that has programs only."""
-    import torch
-
-    from builders.checkpoint import Manifest
-    from builders.config_file import to_json
-    from builders.convert import rank_file_name
-    from builders.engine_manifest import read_engine
-    from builders.shard import targets
-    from builders.tensor_file import write_tensors
-
-    manifest: Manifest = read_engine(programs).checkpoint
-    wanted = list(targets(manifest.spec, manifest.mapping, 0))
-    dtype = getattr(torch, manifest.dtype)
-
-    def chunks() -> Iterator[Any]:
-        for target in wanted:
-            yield torch.empty(target.shape, dtype=dtype, device="cuda").normal_(std=0.02).cpu()
-
-    folder.mkdir()
-    shapes = {target.name: target.shape for target in wanted}
-    written = write_tensors(folder / rank_file_name(0), shapes, dtype, chunks())
-    whole = replace(manifest, held=None, random_seed=None, ranks=(written,))
-    (folder / "config.json").write_text(json.dumps(to_json(whole)))
-    return folder
 
 
 def load_and_step(engine: Path) -> tuple[float, float, float]:

@@ -16,26 +16,58 @@ import ray
 import torch
 import zmq
 
+from actors.messages import (
+    Admitted,
+    Assigned,
+    Chunk,
+    Order,
+    StepPlan,
+    StepResult,
+    bits_of,
+    decode,
+    encode,
+    packed,
+)
 from actors.rank_actors import here
-from actors.step_messages import StepAnswer, StepOrder, decode, encode, order_of, step_of, tokens_of
+from actors.sampling_params import SamplingParams
+from actors.step_builder import StepBuilder
 from actors.wires import Endpoints, Head, Tail
-from builders.ops import Step
+from builders.limits import Limits
 
-TOKENS_PER_BLOCK, CONTEXT = 32, 768
+MOST, CONTEXT = 256, 768
+LIMITS = Limits(max_batch_size=MOST, max_input_len=CONTEXT, max_seq_len=1 << 14, tokens_per_block=32)
+
+
+class Rank:
+    """What a rank does with an order beside computing: its step as tensors, and a token for every row."""
+
+    def __init__(self) -> None:
+        self._builder = StepBuilder(LIMITS, table=torch.zeros(MOST + 1, 1, dtype=torch.int64))
+        slots = range(MOST)
+        last = tuple(Chunk(slot, CONTEXT - 1, 1, (slot,)) for slot in slots)
+        self._builder.build(StepPlan(0, admitted=tuple(map(_admitted, slots)), chunks=last))
+
+    def obey(self, data: bytes) -> bytes:
+        batch = self._builder.build(decode(Order, data).plan)
+        self._builder.changed()
+        return encode(StepResult(1, tuple(batch.step.positions.tolist())))
+
+
+def _admitted(slot: int) -> Admitted:
+    blocks = tuple(range(slot, slot + CONTEXT // LIMITS.tokens_per_block))
+    return Admitted(slot, f"r{slot}", 0, SamplingParams(), packed([1] * CONTEXT), CONTEXT, blocks)
 
 
 class Echo:
     """The other process: gives back, in three ways."""
 
     def obey(self, endpoints: Endpoints) -> None:
-        """Our messages: an order becomes tensors, its answer a token for every sequence."""
-        tail = Tail(endpoints, 1)
+        """Our messages."""
+        tail, rank = Tail(endpoints, 1), Rank()
         while True:
-            order = decode(StepOrder, tail.receive())
-            ids, _step = step_of(order)
-            values = ids.int().numpy()
-            answer = StepAnswer(number=order.number, shape=values.shape, values=values.tobytes())
-            tail.send(encode(answer))
+            data = tail.receive(wait=True)
+            assert data is not None, "a wait ends with an order"
+            tail.send(rank.obey(data))
 
     def bounce(self, endpoint: str) -> None:
         """As many bytes as come, through a bare socket."""
@@ -49,43 +81,30 @@ class Echo:
         return data
 
 
-def decoding(sequences: int) -> tuple[torch.Tensor, Step]:
-    """A token for each of so many sequences, with a full table of blocks."""
-    rows = torch.arange(sequences)
-    table = torch.arange(sequences * (CONTEXT // TOKENS_PER_BLOCK)).view(sequences, -1)
-    return rows, Step(
-        positions=rows + CONTEXT // 2,
-        sequences=rows,
-        lengths=rows + CONTEXT // 2 + 1,
-        block_table=table,
-        wanted=rows,
-    )
+def decoding(sequences: int) -> Order:
+    """A token for each of so many sequences, told to ranks that did not sample it; some have a new block."""
+    grown = tuple(Assigned(slot, 24, (4000 + slot,)) for slot in range(0, sequences, 32))
+    plan = StepPlan(1, assigned=grown, decode=bits_of((1 << sequences) - 1))
+    return Order(plan, packed([1000] * sequences))
 
 
 def ours(head: Head, sequences: int) -> Callable[[], None]:
-    """Tensors to an order, there, to tensors, back, to tokens."""
-    ids, step = decoding(sequences)
+    """A plan to an order, there, to tensors; the result back."""
+    order = decoding(sequences)
 
     def turn() -> None:
-        head.send(1, encode(order_of(1, ids, step, "tokens")))
+        head.send(1, encode(order))
         while (data := head.receive()) is None:
             pass
-        tokens_of(decode(StepAnswer, data))
+        decode(StepResult, data)
 
     return turn
 
 
 def packing(sequences: int) -> Callable[[], None]:
     """What of it is the work of both processes on messages, none of it on sockets."""
-    ids, step = decoding(sequences)
-
-    def turn() -> None:
-        order = decode(StepOrder, encode(order_of(1, ids, step, "tokens")))
-        values = step_of(order)[0].int().numpy()
-        answer = StepAnswer(number=1, shape=values.shape, values=values.tobytes())
-        tokens_of(decode(StepAnswer, encode(answer)))
-
-    return turn
+    order, rank = decoding(sequences), Rank()
+    return lambda: decode(StepResult, rank.obey(encode(order)))
 
 
 def bare(socket: zmq.Socket[bytes], data: bytes) -> Callable[[], None]:
@@ -131,7 +150,7 @@ class Others:
 
     def ways(self, sequences: int) -> dict[str, Callable[[], object]]:
         """Each for a step of so many sequences."""
-        data = encode(order_of(1, *decoding(sequences), "tokens"))
+        data = encode(decoding(sequences))
         return {
             "step message, local socket": ours(self._near, sequences),
             "step message, TCP": ours(self._far, sequences),
@@ -152,7 +171,7 @@ def main() -> None:
     others = Others()
     print("| sequences | bytes | way | median us | 90% us |\n| --- | --- | --- | --- | --- |")
     for sequences in options.sequences:
-        num_bytes = len(encode(order_of(1, *decoding(sequences), "tokens")))
+        num_bytes = len(encode(decoding(sequences)))
         for name, times in timed(others.ways(sequences), options.rounds).items():
             tenth = statistics.quantiles(times, n=10)[-1]
             median = statistics.median(times)

@@ -16,7 +16,7 @@ from builders.engine_folder import PACKAGE, PROGRAM
 from builders.engine_manifest import RankPrograms, TorchManifest, Unit
 from builders.export import Graphs, export_rank
 from builders.keys import Recipe
-from builders.limits import Limits
+from builders.limits import Limits, within_window
 from builders.mapping import rank_shape
 from builders.program import Program
 from builders.store import Store
@@ -101,7 +101,7 @@ def plan_build(
         shape = program_shape(checkpoint, rank)
         if shape not in programs:
             graphs = export_rank(
-                checkpoint.spec,
+                within_window(checkpoint.spec, limits),
                 checkpoint.mapping,
                 rank,
                 getattr(torch, checkpoint.dtype),

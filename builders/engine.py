@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from builders.ops import LayerCache, Step
@@ -18,6 +19,9 @@ class Engine(Protocol):
     def forward(self, x: Tensor, step: Step) -> Tensor:
         """Token ids [T], or the previous stage's hidden states [T, H], to the wanted tokens' logits
         [R, vocabulary], or to hidden states for the next stage."""
+
+    def copy_blocks(self, copies: Sequence[tuple[int, int]]) -> None:
+        """Contents of blocks of the cache, (source, target), one after another."""
 
 
 Runner = Callable[[Mapping[str, Any]], list[Tensor]]
@@ -96,8 +100,23 @@ class TorchEngine:
             assert layer is not None, "every layer has a block"
             (x,) = layer({**inputs, "x": x, "cache_k": cache.k, "cache_v": cache.v})
         if self._head is not None:
+            if not len(step.wanted):
+                return x[:0]  # in the middle of a prompt
             (x,) = self._head({"x": x, "wanted": step.wanted})
         return x
+
+    def copy_blocks(self, copies: Sequence[tuple[int, int]]) -> None:
+        if not copies:
+            return
+        sources, targets = zip(*copies, strict=True)
+        if {*sources} & {*targets} or len({*targets}) < len(targets):
+            for copy in copies:
+                self.copy_blocks([copy])
+            return
+        tensors = [value for cache in self._caches for value in (cache.k, cache.v)]
+        read, written = (torch.tensor(blocks).to(tensors[0].device) for blocks in (sources, targets))
+        for tensor in tensors:
+            tensor[written] = tensor[read]
 
     def _angles(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         if self._rotary is None:

@@ -52,7 +52,8 @@ class EngineManifest:
     @property
     def key(self) -> str:
         """Equal for engines made of the same parts."""
-        data = {**asdict(self), "checkpoint": self.checkpoint.key}
+        limits = {name: value for name, value in vars(self.limits).items() if value is not None}
+        data = {**asdict(self), "limits": limits, "checkpoint": self.checkpoint.key}
         return content_key(format=[self.format.name, self.format.version], **data)
 
 

@@ -7,6 +7,7 @@ RankforgeError
 │   ├── SourceError      a checkpoint to read that is missing, damaged or refused
 │   ├── ArtifactError    a checkpoint or engine of ours that is damaged, foreign or in the way
 │   └── EngineError      an engine that cannot be built for its target or run here; names the reason
+├── AccuracyError        a model that is worse than was asked for; names measure and threshold (exit code 1)
 └── WorkerError          a rank's worker died or raised; names the rank and the cause (exit code 1)
     └── PeerError        a wait for other ranks that ended without them; names those that were missing
 """
@@ -38,6 +39,10 @@ class ArtifactError(UserError):
 
 class EngineError(UserError):
     """An engine that cannot be built for its target, or executed on this machine."""
+
+
+class AccuracyError(RankforgeError):
+    """A check of what a model is worth that it did not pass."""
 
 
 class WorkerError(RankforgeError):

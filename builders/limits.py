@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from builders.errors import LayoutError
 from builders.spec import ModelSpec
+
+SCORED_TOKENS = 256
+"""Tokens of prompts that a step scores at most: each has a row of logits, as long as the vocabulary."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,15 +26,22 @@ class Limits:
     max_beam_width: int = 1
     tokens_per_block: int = 32
     """Tokens in one block of the paged cache."""
+    max_attention_window_size: int | None = None
+    """Tokens that attention sees, itself included; None is as many as the model's own window."""
 
     @property
     def max_sequences(self) -> int:
         """Rows of the largest decoding step: every beam is one."""
         return self.max_batch_size * self.max_beam_width
 
+    @property
+    def max_logits(self) -> int:
+        """Rows of logits to have memory for: every sequence's, and those that score prompts."""
+        return min(self.max_sequences + SCORED_TOKENS, self.max_num_tokens)
+
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if value < 1:
+            if value is not None and value < 1:
                 raise LayoutError(f"--{name}={value}: must be at least 1")
         if self.max_input_len > self.max_seq_len:
             raise LayoutError(
@@ -43,6 +53,14 @@ class Limits:
                 f"--max_num_tokens={self.max_num_tokens}: less than --max_batch_size={self.max_batch_size}"
                 f"{beams}; every sequence of a batch takes a token"
             )
+
+
+def within_window(spec: ModelSpec, limits: Limits) -> ModelSpec:
+    """The model as an engine computes it: the smaller window counts; one that nothing exceeds is none."""
+    window = limits.max_attention_window_size
+    if window is None or window >= min(limits.max_seq_len, spec.sliding_window or limits.max_seq_len):
+        return spec
+    return replace(spec, sliding_window=window)
 
 
 def check_limits(limits: Limits, spec: ModelSpec) -> None:

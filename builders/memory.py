@@ -28,10 +28,10 @@ def activation_bytes(manifest: Manifest, rank: int, limits: Limits) -> int:
     operator needs within itself depends on its kernel and is not counted.
     """
     spec, shape = manifest.spec, rank_shape(manifest.spec, manifest.mapping, rank)
-    sequences, element = limits.max_sequences, element_bytes(manifest)
+    element = element_bytes(manifest)
     turns = (_attention_width(spec, shape), _mlp_width(spec, shape))
     stream = limits.max_num_tokens * (2 * spec.hidden_size + max(turns)) * element
-    logits = sequences * shape.vocab_size * (element + 4) if shape.last else 0
+    logits = limits.max_logits * shape.vocab_size * (element + 4) if shape.last else 0
     return max(stream, limits.max_num_tokens * 2 * spec.hidden_size * element + logits)
 
 

@@ -78,6 +78,12 @@ class BuildOptions(CheckpointOptions):
     tokens_per_block: int = option(
         Limits.tokens_per_block, help="Tokens in one block of the paged cache.", group=_LIMITS
     )
+    max_attention_window_size: int | None = option(
+        Limits.max_attention_window_size,
+        help="Tokens that attention sees at most, itself included, in every layer; by default as many as the "
+        "model itself does.",
+        group=_LIMITS,
+    )
     workers: int | None = option(
         None,
         help="Processes that convert ranks, then build, at the same time; one by default, and one for every "

@@ -20,7 +20,9 @@ from cluster.demo_options import DemoOptions
 from cluster.inspect_options import InspectOptions
 from cluster.options import command
 from cluster.progress import stderr_reporter
+from cluster.run_options import RunOptions
 from cluster.store_options import PinOptions, PruneOptions, StoreOptions
+from cluster.summarize_options import SummarizeOptions
 
 app = typer.Typer(
     name="rankforge",
@@ -66,6 +68,31 @@ def build(options: BuildOptions) -> None:
 
     result = run(options, stderr_reporter(as_json=options.json))
     _print(result.to_json(), result.to_text(), as_json=options.json)
+
+
+@command(app, RunOptions, name="run")
+def run(options: RunOptions) -> None:
+    """Go on with texts or tokens: many at once, on the ranks of an engine, which start by themselves."""
+    from cluster.run import run as generate
+
+    result = generate(options, sys.stdout, sys.stderr)
+    if options.json or result.to_text():
+        _print(result.to_json(), result.to_text(), as_json=options.json)
+
+
+@command(app, SummarizeOptions, name="summarize")
+def summarize(options: SummarizeOptions) -> None:
+    """Summarize articles with an engine and with Transformers: ROUGE, speed and perplexity side by side."""
+    from cluster.run_choice import idle_notes
+    from cluster.summarize import summarize as run
+    from cluster.summarize_checks import check_accuracy
+
+    for note in idle_notes(options):
+        print(note, file=sys.stderr)
+    result = run(options, stderr_reporter(as_json=options.json))
+    _print(result.to_json(), result.to_text(), as_json=options.json)
+    if options.check_accuracy:
+        check_accuracy(options, result.columns[0])
 
 
 @command(app, InspectOptions, name="inspect")

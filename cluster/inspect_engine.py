@@ -76,7 +76,7 @@ def show_engine(found: dict[str, Any], console: Console) -> None:
         "model": f"{model['family']}, {model['num_layers']} layers of width {model['hidden_size']}",
         "layout": f"tp {mapping['tp_size']} · pp {mapping['pp_size']} · ep {mapping['ep_size']}",
         "weights": found["weights"],
-        "limits": ", ".join(f"{name} {value}" for name, value in found["limits"].items()),
+        "limits": ", ".join(f"{name} {value}" for name, value in found["limits"].items() if value),
         "programs": f"{len(found['units'])} units, {size(sum(unit['num_bytes'] for unit in found['units']))}",
         "versions": ", ".join(f"{name} {number}" for name, number in found["versions"].items()),
         "key": found["key"],

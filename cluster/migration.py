@@ -44,6 +44,11 @@ _PLUGINS = _names(
     "dense_context_fmha",
 )  # fmt: skip
 
+_ALWAYS = _names(
+    "cuda_graph_mode", "kv_cache_enable_block_reuse", "enable_chunked_context", "multi_block_mode",
+    "enable_context_fmha_fp32_acc", "use_py_session",
+)  # fmt: skip
+
 TABLE = (
     _kept("`--model_dir`", "the same; also a Hugging Face id"),
     Row(old="`--meta_ckpt_dir DIR`", here="`--model_dir DIR`"),
@@ -91,8 +96,87 @@ TABLE = (
         "`--max_batch_size`, `--max_input_len`, `--max_seq_len`, `--max_num_tokens`, `--max_beam_width`, "
         "`--tokens_per_block`"
     ),
+    _kept(
+        "`--max_attention_window_size N` of `run.py` and `summarize.py`",
+        "`rankforge build --max_attention_window_size N`, one size for all layers",
+    ),
     Row(old=_PLUGINS, here="not needed: there are no plugins to choose"),
     Row(old=_QUANTIZATION, here="not there yet: comes with `rankforge quantize`"),
+    _kept(
+        "`run.py --engine_dir --tokenizer_dir --input_text --input_file --max_output_len`",
+        "`rankforge run`, the same; without `mpirun`: ranks start by themselves, or with `--address` on a "
+        "running Ray cluster",
+    ),
+    _kept("`--max_input_length N`", "the same: the last N tokens; without it, longer prompts are refused"),
+    _kept(
+        "`--num_beams`, `--num_return_sequences`, `--temperature`, `--top_k`, `--top_p`, `--min_p`, "
+        "`--length_penalty`, `--early_stopping`, `--repetition_penalty`, `--presence_penalty`, "
+        "`--frequency_penalty`, `--random_seed`, `--end_id`, `--no_add_special_tokens`, `--streaming`, "
+        "`--streaming_interval`, `--kv_cache_free_gpu_memory_fraction`, `--max_tokens_in_paged_kv_cache`"
+    ),
+    _kept("`--stop_words`", "the same, for all prompts; they end a text wherever they are in it"),
+    _kept("`--bad_words`", "the same, for all prompts; words of one token"),
+    _kept(
+        "`--output_csv`, `--output_npy`",
+        "the same without the prompts' tokens; the array is [prompts, texts, tokens]",
+    ),
+    _kept("`--output_logits_npy`", "the generated tokens' logits, in the very file that is named"),
+    _kept("`--output_log_probs_npy`"),
+    Row(old="`--output_cum_log_probs_npy`", here="not needed: sum what `--output_log_probs_npy` holds"),
+    Row(
+        old="`--tokenizer_type`, `--vocab_file`",
+        here="`--tokenizer_dir DIR`; the engine's own `tokenizer.model` is read without it",
+    ),
+    Row(old="`--prompt_lookup_config [10,2,[0]]`", here="`--prompt_lookup_num_tokens 10`"),
+    Row(
+        old="`--draft_target_model_config`, `--medusa_choices`, `--eagle_choices`, `--lookahead_config`",
+        here="not there: `--prompt_lookup_num_tokens` guesses without a second model",
+    ),
+    Row(old=_ALWAYS, here="not needed: what of it there is, is always on"),
+    Row(old="`--no_prompt_template`", here="not needed: texts are taken as they are"),
+    Row(old="`--return_all_generated_tokens`", here="not needed: `--streaming` prints what is new"),
+    Row(
+        old="`--run_profiling`",
+        here="not there yet: comes with `rankforge bench`; `rankforge run` says how long it took",
+    ),
+    Row(
+        old="`--lora_dir`, `--lora_ckpt_source`, `--lora_task_uids`, `--prompt_table_path`, "
+        "`--prompt_tasks`, `--num_prepend_vtokens`",
+        here="not there yet: comes with adapters",
+    ),
+    Row(
+        old="`--beam_search_diversity_rate`, `--no_repeat_ngram_size`, `--sink_token_length`, "
+        "`--gpu_weights_percent`, `--cross_kv_cache_fraction`",
+        here="not there",
+    ),
+    _kept(
+        "`summarize.py --engine_dir --hf_model_dir --tokenizer_dir --test_trt_llm --test_hf`",
+        "`rankforge summarize`, the same without `mpirun`; `--test_trt_llm` also as `--test_engine`",
+    ),
+    _kept("`--data_type`, `--hf_data_type`", "the same; without it, what the engine computes in"),
+    _kept("`--hf_device_map_auto`, `--batch_size`, `--max_ite`, `--output_len`"),
+    _kept(
+        "`--check_accuracy`, `--tensorrt_llm_rouge1_threshold`, `--tensorrt_llm_ppl_threshold`",
+        "the same, also as `--rouge1_threshold` and `--ppl_threshold`; exit code 1 where one is missed",
+    ),
+    _kept("`--eval_ppl`", "the same, for any batch size and any engine; also of prompts and summaries alone"),
+    Row(
+        old="`--gather_context_logits`, `--gather_generation_logits`, `--gather_all_token_logits`",
+        here="not needed: every engine gives log-probabilities to who asks",
+    ),
+    Row(
+        old="`--dataset_dir`, `--dataset_cache_dir`",
+        here="`--dataset FILE` with JSON lines, or an id of the hub; its first articles, not shuffled",
+    ),
+    Row(
+        old="`--eval_task`, `--min_input_length`",
+        here="not there: choose the articles with `--dataset FILE`, and the task with `--prompt_template`",
+    ),
+    Row(old="`--rouge_dir`", here="not needed: the library rouge-score computes it, no metric is fetched"),
+    Row(
+        old="`--estimate_accuracy_std_dev`",
+        here="not needed: `--output_dir DIR` gets the scores of every article",
+    ),
 )
 
 

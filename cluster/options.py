@@ -17,11 +17,11 @@ from cluster.completion import normalize
 
 
 def option(
-    default: Any = dataclasses.MISSING, *, help: str, group: str = "Options", least: int | None = None,
-    most: int | None = None,
+    default: Any = dataclasses.MISSING, *, help: str, group: str = "Options", least: float | None = None,
+    most: float | None = None, also: str | None = None,
 ) -> Any:  # fmt: skip
-    """A field that is an option: its default, its help text, its place in --help, its bounds."""
-    metadata = {"help": help, "rich_help_panel": group, "min": least, "max": most}
+    """A field that is an option: default, help text, place in --help, bounds, and another name."""
+    metadata = {"help": help, "rich_help_panel": group, "min": least, "max": most, "also": also}
     if isinstance(default, list):
         return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -31,6 +31,12 @@ def optional(options: type[Any], name: str) -> Any:
     """An option that another command requires and this one does not: its one declaration is there."""
     (found,) = (field for field in declared(options) if field.name == name)
     return dataclasses.field(default=None, metadata=found.metadata)
+
+
+def same(options: type[Any], name: str) -> Any:
+    """An option that another command has too: its one declaration is there."""
+    (found,) = (field for field in declared(options) if field.name == name)
+    return dataclasses.field(default=found.default, metadata=found.metadata)
 
 
 def given() -> Any:
@@ -85,8 +91,8 @@ def _parameter(field: dataclasses.Field[Any], hint: Any) -> inspect.Parameter:
     if settings.pop("positional", False):
         info = typer.Argument(show_default=False, **settings)
     else:
-        metavar = _METAVARS.get(hint)
-        info = typer.Option(f"--{field.name}", metavar=metavar, show_default=_has_default(field), **settings)
+        names = [f"--{name}" for name in (field.name, settings.pop("also", None)) if name]
+        info = typer.Option(*names, metavar=_METAVARS.get(hint), show_default=_has_default(field), **settings)
     return inspect.Parameter(field.name, _BY_NAME, default=_default(field), annotation=Annotated[hint, info])
 
 
@@ -96,17 +102,18 @@ _METAVARS: Mapping[Any, str] = {
     bool: "",
     int: "N",
     int | None: "N",
+    float: "X",
     str: "TEXT",
     str | None: "TEXT",
     Path: "PATH",
     Path | None: "PATH",
-    list[str]: "NAME",
+    list[str]: "TEXT ...",
 }
 """Short, so that names and help texts get the room."""
 
 
 def _has_default(field: dataclasses.Field[Any]) -> bool:
-    return field.default not in (dataclasses.MISSING, None, False)
+    return not any(field.default is nothing for nothing in (dataclasses.MISSING, None, False))
 
 
 def _default(field: dataclasses.Field[Any]) -> Any:

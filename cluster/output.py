@@ -1,4 +1,4 @@
-"""An output folder: drafts lie beside it, and it appears whole or not at all."""
+"""An output, folder or file: drafts lie beside it, and it appears whole or not at all."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from builders.store import disk
 from builders.store.scratch import Scratch
 
 
-def real_place(output: Path) -> Path:
-    """Where an output lies in truth: a link to a folder stays a link."""
+def real_place(output: Path, option: str = "--output_dir") -> Path:
+    """Where an output lies in truth: a link to it stays a link."""
     try:
         return output.expanduser().resolve()
     except (OSError, RuntimeError) as error:  # a loop of links
-        raise UserError(f"{output}: not a path ({error}); choose another --output_dir") from error
+        raise UserError(f"{output}: not a path ({error}); choose another {option}") from error
 
 
 @contextmanager
-def drafts_beside(output: Path) -> Iterator[Scratch]:
+def drafts_beside(output: Path, option: str = "--output_dir") -> Iterator[Scratch]:
     """Where to make it. Drafts of killed processes go first; new folders go if nothing came of it."""
     root = output.parent / ".rankforge-drafts"
     with ExitStack() as cleanup:
@@ -39,9 +39,36 @@ def drafts_beside(output: Path) -> Iterator[Scratch]:
                 disk.write(probe / "probe", b"")
         except OSError as error:
             raise UserError(
-                f"{output}: cannot be written ({error.strerror}); choose another --output_dir"
+                f"{output}: cannot be written ({error.strerror}); choose another {option}"
             ) from error
         yield scratch
+
+
+def check_file(option: str, output: Path) -> None:
+    """Refuse, before any work is done, what cannot be written in the end."""
+    place = real_place(output, option)
+    try:
+        has_folder, is_taken = place.parent.is_dir(), place.exists() and not place.is_file()
+    except OSError as error:
+        raise UserError(f"{option}={output}: cannot be written ({error.strerror}); choose another") from error
+    if not has_folder:
+        raise UserError(f"{option}={output}: there is no folder {place.parent}; make it, or choose another")
+    if is_taken:
+        raise UserError(f"{option}={output}: exists and is not a file; choose another")
+    with drafts_beside(place, option):
+        pass
+
+
+@contextmanager
+def new_file(option: str, output: Path) -> Iterator[Path]:
+    """A draft to write; once that is done it takes the file's place, at once."""
+    place = real_place(output, option)
+    with drafts_beside(place, option) as scratch, scratch.folder() as folder:
+        with disk.full_disk_refused(place.parent, f"{option}={output}", folder):
+            yield folder / place.name
+            disk.sync(folder / place.name)
+        (folder / place.name).replace(place)
+    disk.sync(place.parent)
 
 
 def _missing(folder: Path) -> list[Path]:

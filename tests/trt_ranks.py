@@ -139,6 +139,10 @@ class Interpreted:
             slot.copy_(outputs[f"{cache}.updated"])
         return outputs[name]
 
+    def copy_slot(self, source: int, target: int) -> None:
+        for slot in self._slots.values():
+            slot[target] = slot[source]
+
     def _wanted(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Those that the network has, as narrow as it has them."""
         return {

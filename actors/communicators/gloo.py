@@ -19,7 +19,7 @@ class Gloo:
     def __init__(self, place: Rendezvous) -> None:
         place.arrive()
         self.rank, self.size, self._place = place.index, place.size, place
-        self._group = self._done("forming", lambda: _group(place))
+        self._group = self._done("forming", lambda: gloo_group(place))
         self._sent: tuple[Any, Tensor] | None = None
 
     def all_reduce(self, x: Tensor) -> Tensor:
@@ -50,7 +50,7 @@ class Gloo:
         self._wait("receive", lambda: self._group.recv([out], source, 0))
         return out
 
-    def finish(self) -> None:
+    def finish(self, done: torch.cuda.Event | None = None) -> None:
         """Only what is sent goes on in the background."""
         if self._sent is not None:
             (work, _), self._sent = self._sent, None
@@ -73,7 +73,7 @@ class Gloo:
             self._place.fail(action, str(error))
 
 
-def _group(place: Rendezvous) -> ProcessGroupGloo:
+def gloo_group(place: Rendezvous) -> ProcessGroupGloo:
     options = ProcessGroupGloo._Options()  # type: ignore[attr-defined]
     options._timeout = timedelta(seconds=place.timeout_s)
     options._devices = [ProcessGroupGloo.create_device(hostname=place.host)]

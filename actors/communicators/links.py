@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch._C._distributed_c10d import Store
 
 from actors.communicators.gloo import Gloo
@@ -36,11 +37,13 @@ class Links:
         with tensor_parallel(self.peers):
             yield
 
-    def finish(self) -> None:
-        """Wait until the device has done all that was enqueued; bounded where it exchanges anything."""
+    def finish(self, done: torch.cuda.Event | None) -> None:
+        """Wait until the device has come to this; bounded where it exchanges anything."""
         for group in (self.peers, self.line):
             if group is not None:
-                group.finish()
+                group.finish(done)
+        if done is not None:
+            done.synchronize()
 
     def abort(self) -> None:
         """From another thread: end waits, see `Peers.abort`."""

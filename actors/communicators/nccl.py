@@ -75,10 +75,11 @@ class Nccl:
         self._comm.recv(out.data_ptr(), out.numel(), _DTYPES[dtype], source, _stream())
         return out
 
-    def finish(self) -> None:
+    def finish(self, done: torch.cuda.Event | None = None) -> None:
         """Looks again and again, letting other threads run: a wait inside the driver would have no end."""
-        done = torch.cuda.Event()
-        done.record()
+        if done is None:
+            done = torch.cuda.Event()
+            done.record()
         deadline = time.monotonic() + self._place.timeout_s
         for look in count(1):
             if self._aborted:
@@ -134,8 +135,8 @@ def _stream() -> int:
     return int(torch.cuda.current_stream().cuda_stream)
 
 
-def _shared_id(place: Rendezvous, new_id: Callable[[], tuple[int, ...]]) -> tuple[int, ...]:
+def _shared_id(place: Rendezvous, new_id: Callable[[], bytes]) -> bytes:
     """The first member's, through the store."""
     if place.index == 0:
-        place.scope.set("nccl", ",".join(map(str, new_id())))
-    return tuple(map(int, place.scope.get("nccl").decode().split(",")))
+        place.scope.set("nccl", new_id().hex())
+    return bytes.fromhex(place.scope.get("nccl").decode())

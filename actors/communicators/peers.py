@@ -27,8 +27,8 @@ class Peers(Communicator, Protocol):
     def receive(self, shape: Sequence[int], dtype: torch.dtype, source: int) -> Tensor:
         """What that member sends next."""
 
-    def finish(self) -> None:
-        """Wait until the device has done all that was enqueued."""
+    def finish(self, done: torch.cuda.Event | None = None) -> None:
+        """Wait until the device has come to this, or has done all that was enqueued."""
 
     def close(self) -> None:
         """Leave, whether or not the others do; nothing can be exchanged afterwards."""

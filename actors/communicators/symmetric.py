@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
-from torch._C._distributed_c10d import _SymmetricMemory
+from torch._C._distributed_c10d import ProcessGroup, _register_process_group, _SymmetricMemory
 
+from actors.communicators.gloo import gloo_group
 from actors.communicators.peers import Peers
 from actors.communicators.rendezvous import Rendezvous
 
@@ -42,6 +43,7 @@ class SymmetricMemory:
     def __init__(self, place: Rendezvous, base: Peers) -> None:
         self.rank, self.size, self._base = place.index, place.size, base
         self._name = _shared_name(place)
+        _register(place, self._name)
         _SymmetricMemory.set_group_info(self._name, place.index, place.size, place.scope)
         device = torch.device("cuda", torch.cuda.current_device())
         buffer = _SymmetricMemory.empty_strided_p2p((BUFFER_BYTES,), (1,), torch.uint8, device)
@@ -76,8 +78,8 @@ class SymmetricMemory:
     def receive(self, shape: Sequence[int], dtype: torch.dtype, source: int) -> Tensor:
         return self._base.receive(shape, dtype, source)
 
-    def finish(self) -> None:
-        self._base.finish()
+    def finish(self, done: torch.cuda.Event | None = None) -> None:
+        self._base.finish(done)
 
     def close(self) -> None:
         self._base.close()
@@ -93,6 +95,15 @@ class SymmetricMemory:
             and x.nbytes % (_ALIGNED_BYTES * self.size) == 0
             and x.data_ptr() % _ALIGNED_BYTES == 0
         )
+
+
+def _register(place: Rendezvous, name: str) -> None:
+    """PyTorch looks for a group of processes by that name; of this one it uses nothing but who is in it."""
+    group = ProcessGroup(place.scope, place.index, place.size)
+    group._set_group_name(name)  # type: ignore[arg-type]
+    group._register_backend(torch.device("cpu"), ProcessGroup.BackendType.GLOO, gloo_group(place))
+    group._set_default_backend(ProcessGroup.BackendType.GLOO)
+    _register_process_group(name, group)  # type: ignore[arg-type]
 
 
 def _shared_name(place: Rendezvous) -> str:

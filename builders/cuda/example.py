@@ -70,7 +70,7 @@ def example(site: Site, load: Load, device: str) -> list[Any]:
 def _sizes(site: Site, load: Load) -> dict[str, int]:
     table = 1
     for arg in site.args:
-        if isinstance(arg, TensorType) and arg.shape[0] == "blocks":
+        if isinstance(arg, TensorType) and "blocks" in arg.shape[:1]:
             table = -(-load.context // int(arg.shape[1]))
     return {
         "tokens": load.tokens,

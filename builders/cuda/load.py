@@ -46,7 +46,12 @@ def load_cuda(
     ready = _with_kernels(pieces, {key: choice.config for key, choice in found.items()}, context)
     x = _input(manifest, first=shape.first, device=device)
     return CudaEngine(
-        TorchEngine(ready, shape.layers.start, tensors, caches), context, limits, x, trash=num_blocks
+        TorchEngine(ready, shape.layers.start, tensors, caches),
+        context,
+        limits,
+        x,
+        trash=num_blocks,
+        sequences=limits.max_sequences * checkpoint.mapping.pp_size,
     )
 
 

@@ -19,52 +19,56 @@ def graph_sizes(most: int) -> list[int]:
 
 
 def is_decoding(step: Step) -> bool:
-    """Whether every sequence has one token, in order, and all are wanted: then a graph will do."""
-    rows = torch.arange(len(step.lengths))
-    return torch.equal(step.sequences, rows) and torch.equal(step.wanted, rows)
+    """Whether every sequence has one token and all are wanted: then a graph will do."""
+    rows, sequences = len(step.positions), step.sequences.tolist()
+    return len(set(sequences)) == rows and torch.equal(step.wanted, torch.arange(rows))
 
 
 class Buffers:
-    """A decoding step at fixed addresses.
+    """A decoding step at fixed addresses: for every token its place and its sequence's row of the table.
 
-    Rows beyond the batch are sequences of one token in a block of the cache that nobody owns.
+    The table's last row is for padding: sequences of one token in a block of the cache that nobody owns.
     """
 
-    def __init__(self, limits: Limits, x: Tensor, *, trash: int, device: str) -> None:
-        size, table = len(x), -(-limits.max_seq_len // limits.tokens_per_block)
-        zeros = torch.zeros(size, dtype=torch.int64, device=device)
-        self.x, self._trash = x, trash
-        self._step = Step(
-            positions=zeros.clone(),
-            sequences=torch.arange(size, device=device),
-            lengths=zeros + 1,
-            block_table=torch.full((size, table), trash, device=device),
-            wanted=torch.arange(size, device=device),
-        )
+    def __init__(self, limits: Limits, x: Tensor, *, sequences: int, trash: int, device: str) -> None:
+        blocks = -(-limits.max_seq_len // limits.tokens_per_block)
+        self.x, self._nobody, self._trash = x, sequences, trash
+        self.table = torch.full((sequences + 1, blocks), trash, device=device)
+        self._places = torch.empty(2, len(x), dtype=torch.int64, device=device)
+        self._every = torch.arange(len(x), device=device)
+        self.clear()
 
     def clear(self) -> None:
         """Nothing but padding: what was there may belong to others by now."""
-        self._step.positions.zero_()
-        self._step.lengths.fill_(1)
-        self._step.block_table.fill_(self._trash)
+        self._places[0] = 0
+        self._places[1] = self._nobody
+        self.table.fill_(self._trash)
 
-    def fill(self, x: Tensor, step: Step, size: int) -> None:
-        """Take in a step of at most `size` sequences."""
-        batch, table = step.block_table.shape
-        held = self._step
-        self.x[:batch].copy_(x, non_blocking=True)
-        for mine, given, padding in (
-            (held.positions, step.positions, 0),
-            (held.lengths, step.lengths, 1),
-        ):
-            mine[:batch].copy_(given, non_blocking=True)
-            mine[batch:size].fill_(padding)
-        held.block_table[:batch, :table].copy_(step.block_table, non_blocking=True)
-        held.block_table[batch:size].fill_(self._trash)
+    def fill(self, x: Tensor | None, step: Step) -> None:
+        """Take in a step, and its table unless that is this one."""
+        batch = len(step.positions)
+        places = torch.zeros(self._places.shape, dtype=torch.int64)
+        places[0, :batch] = step.positions
+        places[1, :batch] = step.sequences
+        places[1, batch:] = self._nobody
+        copy_in(places, self._places)
+        if x is not None:
+            copy_in(x, self.x[:batch])
+        if step.block_table is not self.table:
+            rows, blocks = step.block_table.shape
+            self.table[:rows, :blocks].copy_(step.block_table, non_blocking=True)
 
     def front(self, size: int) -> tuple[Tensor, Step]:
         """The first rows of everything, as graphs of that size read them."""
-        return self.x[:size], Step(**{name: value[:size] for name, value in vars(self._step).items()})
+        positions, sequences = self._places[:, :size]
+        step = Step(
+            positions=positions,
+            sequences=sequences,
+            lengths=positions,  # which no kernel reads: each token's place says how far it sees
+            block_table=self.table,
+            wanted=self._every[:size],
+        )
+        return self.x[:size], step
 
 
 class Tiles:
@@ -78,7 +82,7 @@ class Tiles:
         """[n, 3]"""
         if rows not in self._made:
             table = tile_table(self._chunks, rows)
-            self._made[rows] = torch.tensor(table, dtype=torch.int32, device=self._device)
+            self._made[rows] = there(torch.tensor(table, dtype=torch.int32), self._device)
         return self._made[rows]
 
 
@@ -92,7 +96,20 @@ def _chunks(step: Step) -> Iterator[Chunk]:
 
 
 def to_device(step: Step, device: str) -> Step:
-    """The step's tensors on the device, dense: kernels know the stride of a row alone."""
-    return Step(
-        **{name: value.to(device, non_blocking=True).contiguous() for name, value in vars(step).items()}
-    )
+    """The step's tensors on the device."""
+    return Step(**{name: there(value, device) for name, value in vars(step).items()})
+
+
+def there(x: Tensor, device: str | torch.device) -> Tensor:
+    """On the device, dense: kernels know the stride of a row alone. Nothing waits for the copy."""
+    return _pinned(x, torch.device(device)).to(device, non_blocking=True).contiguous()
+
+
+def copy_in(x: Tensor, out: Tensor) -> None:
+    """To where it is read, without waiting."""
+    out.copy_(_pinned(x, out.device), non_blocking=True)
+
+
+def _pinned(x: Tensor, device: torch.device) -> Tensor:
+    """Memory that a device reads by itself; PyTorch gives it to nobody else before that is done."""
+    return x.contiguous().pin_memory() if device.type == "cuda" and x.device.type == "cpu" else x

@@ -63,6 +63,12 @@ class DeviceExecutor:
         torch.cuda.current_stream().wait_stream(self._stream)
         return _front(self._buffers[self._output], tuple(context.get_tensor_shape(self._output)))
 
+    def copy_slot(self, source: int, target: int) -> None:
+        """On the plan's stream, after what it still writes."""
+        with torch.cuda.stream(self._stream):
+            for cache in self._caches.values():
+                cache[target].copy_(cache[source])
+
     def set_communicator(self, communicator: Any) -> None:
         """The tensor parallel group, a cupy.cuda.nccl.NcclCommunicator; every rank of it must call this."""
         new_capsule = ctypes.pythonapi.PyCapsule_New

@@ -16,7 +16,7 @@ from builders.checkpoint import Manifest, rank_tensors
 from builders.engine_manifest import TrtManifest, Unit
 from builders.export import Graphs, export_rank
 from builders.keys import Recipe, content_key
-from builders.limits import Limits
+from builders.limits import Limits, within_window
 from builders.program import Program
 from builders.store import Store
 from builders.trt.build import build_plan
@@ -122,7 +122,7 @@ def plan_plans(
             continue
         shape = program_shape(checkpoint, rank)
         if shape not in graphs:
-            graphs[shape] = _exported(checkpoint, rank)
+            graphs[shape] = _exported(checkpoint, rank, limits)
             check_target(target, checkpoint.spec, graphs[shape], limits)
         unit = _unit(graphs[shape], checkpoint, rank, limits, target, None if strip else folder)
         units.setdefault(unit.recipe.key, unit)
@@ -130,9 +130,10 @@ def plan_plans(
     return TrtPlan(target=target, stripped=strip, units=tuple(units.values()), ranks=tuple(ranks))
 
 
-def _exported(checkpoint: Manifest, rank: int) -> Graphs:
+def _exported(checkpoint: Manifest, rank: int, limits: Limits) -> Graphs:
     """Slots stand in for the paged cache, so its block size is no part of a plan."""
-    return export_rank(checkpoint.spec, checkpoint.mapping, rank, getattr(torch, checkpoint.dtype))
+    spec = within_window(checkpoint.spec, limits)
+    return export_rank(spec, checkpoint.mapping, rank, getattr(torch, checkpoint.dtype))
 
 
 def _unit(

@@ -7,7 +7,7 @@ interpreter of the network in the device's place.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -23,6 +23,9 @@ class Executor(Protocol):
 
     def run(self, first_slot: int, inputs: Mapping[str, Tensor]) -> Tensor:
         """The only output beside the caches, on the device; valid until the next call."""
+
+    def copy_slot(self, source: int, target: int) -> None:
+        """Keys and values."""
 
 
 def num_slots(limits: Limits) -> int:
@@ -52,7 +55,12 @@ class TrtEngine:
         rows = torch.cat([self._run(x, batch).clone() for batch in batches])
         places = {token: row for row, token in enumerate(t for batch in batches for t in self._tokens(batch))}
         order = step.wanted.tolist() if self._last else range(len(x))
-        return rows[torch.tensor([places[token] for token in order], device=rows.device)]
+        return rows[torch.tensor([places[token] for token in order], dtype=torch.int64, device=rows.device)]
+
+    def copy_blocks(self, copies: Sequence[tuple[int, int]]) -> None:
+        for source, target in copies:
+            self.executor.copy_slot(source, target)
+            self._lengths[target] = self._lengths[source]
 
     def _run(self, x: Tensor, batch: Batch) -> Tensor:
         """[B, vocabulary] or [B · S, H]"""

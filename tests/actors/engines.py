@@ -7,19 +7,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel
 
-from actors.step_messages import Answer, order_of, tokens_of
+from actors.messages import Admitted, Chunk, Order, StepPlan, bits_of, packed
+from actors.sampling_params import SamplingParams
 from builders.mapping import Mapping
-from builders.ops import Step
 from builders.sources.hf import open_folder
 from tests.builders.test_engine import build
 from tests.convert_tools import convert_opened
 from tests.oracle import MODELS, random_model
 
 if TYPE_CHECKING:
-    from actors.rank_group import RankGroup  # takes Ray, which ranks by themselves do without
+    from actors.ranks import Ranks
 
 PROMPTS = [[5, 17, 42, 7, 99, 3, 61], [88, 2, 30], [11]]
 """Of different lengths, in one batch."""
@@ -58,49 +57,43 @@ def engine(model: Path, mapping: Mapping, out: Path) -> Path:
     return build(convert_opened(open_folder(model), mapping, out), compiled=False)
 
 
-def block_table(batch: int) -> Tensor:
+def first_step(prompts: list[list[int]]) -> Order:
+    """All prompts at once, each in a slot of its own; a token of each."""
+    admitted = tuple(
+        Admitted(
+            slot=slot,
+            request=str(slot),
+            index=0,
+            params=SamplingParams(temperature=0, seed=0),
+            tokens=packed(prompt),
+            num_prompt=len(prompt),
+            blocks=blocks_of(slot, len(prompts)),
+        )
+        for slot, prompt in enumerate(prompts)
+    )
+    chunks = tuple(Chunk(slot, 0, len(prompt), (slot,)) for slot, prompt in enumerate(prompts))
+    return Order(StepPlan(0, admitted=admitted, chunks=chunks))
+
+
+def blocks_of(slot: int, slots: int) -> tuple[int, ...]:
     """Blocks of different sequences interleave, so that a wrong table cannot go unnoticed."""
-    return torch.arange(NUM_BLOCKS // batch * batch).view(-1, batch).t().contiguous()
+    return tuple(range(slot, 8 * slots, slots))
 
 
-def prefill(prompts: list[list[int]]) -> tuple[Tensor, Step]:
-    """All prompts at once; the last token's logits of each are wanted."""
-    lengths = torch.tensor([len(prompt) for prompt in prompts])
-    return torch.tensor([token for prompt in prompts for token in prompt]), Step(
-        positions=torch.cat([torch.arange(len(prompt)) for prompt in prompts]),
-        sequences=torch.arange(len(prompts)).repeat_interleave(lengths),
-        lengths=lengths,
-        block_table=block_table(len(prompts)),
-        wanted=lengths.cumsum(0) - 1,
-    )
+def next_step(number: int, tokens: list[int]) -> Order:
+    """The next token of every slot; these are the last ones."""
+    return Order(StepPlan(number, decode=bits_of((1 << len(tokens)) - 1)), packed(tokens))
 
 
-def decode(tokens: list[int], lengths: list[int]) -> tuple[Tensor, Step]:
-    """A token for every sequence, which then has so many."""
-    rows = torch.arange(len(tokens))
-    return torch.tensor(tokens), Step(
-        positions=torch.tensor(lengths) - 1,
-        sequences=rows,
-        lengths=torch.tensor(lengths),
-        block_table=block_table(len(tokens)),
-        wanted=rows,
-    )
-
-
-def generate(group: RankGroup) -> list[list[int]]:
-    """What the group says after every prompt."""
+def generate(ranks: Ranks) -> list[list[int]]:
+    """What ranks say after every prompt."""
     found: list[list[int]] = [[] for _ in PROMPTS]
-    ids, step = prefill(PROMPTS)
+    order = first_step(PROMPTS)
     for number in range(1, NEW_TOKENS + 1):
-        for tokens, token in zip(found, asked(group, number, ids, step), strict=True):
+        ranks.submit(order)
+        result = ranks.collect()
+        assert result.step == number - 1, "results come in order"
+        for tokens, token in zip(found, result.tokens, strict=True):
             tokens.append(token)
-        lengths = [len(prompt) + number for prompt in PROMPTS]
-        ids, step = decode([tokens[-1] for tokens in found], lengths)
+        order = next_step(number, list(result.tokens))
     return found
-
-
-def asked(group: RankGroup, number: int, ids: Tensor, step: Step, answer: Answer = "tokens") -> list[int]:
-    group.submit(order_of(number, ids, step, answer))
-    found = group.collect()
-    assert found.number == number, "answers come in order"
-    return tokens_of(found)

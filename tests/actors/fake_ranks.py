@@ -7,6 +7,7 @@ history is.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
@@ -53,6 +54,11 @@ def next_token(state: bytes, last: int, params: SamplingParams, index: int) -> i
 def score_of(state: bytes, token: int) -> float:
     """A log-probability."""
     return -int.from_bytes(after(state, token)[:2], "little") / 2**16
+
+
+def row_of(state: bytes) -> bytes:
+    """Logits."""
+    return array("f", [score_of(state, token) for token in range(VOCABULARY)]).tobytes()
 
 
 def decide(
@@ -108,9 +114,11 @@ class FakeRanks:
         """What a plan samples, once it is taken in."""
         self._before = dict(self.cache)
         tokens: list[int] = []
+        rows: list[tuple[int, bytes]] = []
         for number in slots_of(plan.decode):
-            self._decode(number, tokens)
+            rows.append((number, self._decode(number, tokens)))
         states: dict[int, bytes] = {}
+        scores: dict[int, tuple[Logprobs, ...]] = {}
         for run in plan.runs:
             slot = self.slots[run.slot]
             slot.tokens[run.start :] = run.tokens
@@ -119,14 +127,20 @@ class FakeRanks:
             for place, state in enumerate(self._computed(slot, run.start, len(run.tokens)), run.start):
                 tokens.append(next_token(state, slot.tokens[place], slot.admitted.params, slot.index))
                 states[run.slot] = state
+                rows.append((run.slot, state))
         for chunk in plan.chunks:
             source = self.slots[chunk.slot]
-            state = self._computed(source, chunk.start, chunk.count)[-1]
+            computed = self._computed(source, chunk.start, chunk.count)
+            if chunk.scored:
+                scores[chunk.slot] = self._scores(source, chunk.start, computed)
+                assert len(scores[chunk.slot]) == chunk.count - bool(chunk.sampled), "all that follow"
             for number in chunk.sampled:
-                self._sample(number, state, tokens)
+                self._sample(number, computed[-1], tokens)
+                rows.append((number, computed[-1]))
         beams = tuple(self._decide(beams, states) for beams in plan.beams)
-        logprobs = self._logprobs(plan, tokens)
-        return StepResult(plan.step, tuple(tokens), logprobs, beams)
+        asked = [(row, state) for row, (slot, state) in enumerate(rows) if self._params(slot).logits]
+        logits = {row: row_of(state) for row, state in asked}
+        return StepResult(plan.step, tuple(tokens), self._logprobs(rows, tokens), beams, scores, logits)
 
     def take_in(self, plan: StepPlan) -> None:
         for number in plan.released:
@@ -150,9 +164,23 @@ class FakeRanks:
             for place in range(self.tokens_per_block):
                 self.cache[target, place] = self.cache.get((source_block, place), b"empty")
 
-    def _decode(self, number: int, tokens: list[int]) -> None:
+    def _params(self, slot: int) -> SamplingParams:
+        return self.slots[slot].admitted.params
+
+    def _decode(self, number: int, tokens: list[int]) -> bytes:
         slot = self.slots[number]
-        self._sample(number, self._computed(slot, len(slot.tokens) - 1, 1)[0], tokens)
+        (state,) = self._computed(slot, len(slot.tokens) - 1, 1)
+        self._sample(number, state, tokens)
+        return state
+
+    def _scores(self, slot: Slot, start: int, states: list[bytes]) -> tuple[Logprobs, ...]:
+        """By what is in the cache at each place, of the token that follows in the prompt."""
+        admitted = slot.admitted
+        assert admitted.params.prompt_logprobs is not None, "who is scored asked for it"
+        following = slot.tokens[start + 1 : admitted.num_prompt]
+        return tuple(
+            Logprobs(score_of(state, token)) for state, token in zip(states, following, strict=False)
+        )
 
     def _sample(self, number: int, state: bytes, tokens: list[int]) -> None:
         slot = self.slots[number]
@@ -188,12 +216,9 @@ class FakeRanks:
         self.done_beams[beams.request] += len(decision.finished)
         return decision
 
-    def _logprobs(self, plan: StepPlan, tokens: list[int]) -> dict[int, Logprobs]:
+    def _logprobs(self, rows: list[tuple[int, bytes]], tokens: list[int]) -> dict[int, Logprobs]:
         """For those who asked, what tells the token it belongs to."""
-        rows = [*slots_of(plan.decode)]
-        rows += [run.slot for run in plan.runs for _ in run.tokens]
-        rows += [number for chunk in plan.chunks for number in chunk.sampled]
-        asked = [self.slots[number].admitted.params.logprobs is not None for number in rows]
+        asked = [self._params(number).logprobs is not None for number, _ in rows]
         return {row: Logprobs(-float(tokens[row])) for row, wanted in enumerate(asked) if wanted}
 
 
@@ -207,6 +232,21 @@ def alone(request: Request, index: int, limit: int) -> tuple[int, ...]:
         if tokens[-1] in stops and len(tokens) - len(request.prompt) > params.min_tokens:
             break
     return tuple(tokens[len(request.prompt) :])
+
+
+def prompt_alone(request: Request) -> list[Logprobs]:
+    """What is told of a prompt."""
+    prompt = request.prompt
+    states = [state_of(request.namespace, prompt[:place]) for place in range(1, len(prompt))]
+    return [Logprobs(score_of(state, token)) for state, token in zip(states, prompt[1:], strict=True)]
+
+
+def logits_alone(request: Request, text: Sequence[int]) -> list[bytes]:
+    """By what each token of the text was chosen."""
+    known = [*request.prompt, *text]
+    return [
+        row_of(state_of(request.namespace, known[:place])) for place in range(len(request.prompt), len(known))
+    ]
 
 
 def beams_alone(request: Request, limit: int) -> list[tuple[int, ...]]:

@@ -14,7 +14,8 @@ BLOCK = 4
 
 
 def limits_of(**changes: int) -> Limits:
-    values = {"max_batch_size": 4, "max_input_len": 64, "max_seq_len": 96, "max_num_tokens": 32}
+    """For four texts at once."""
+    values = {"max_batch_size": 1, "max_input_len": 64, "max_seq_len": 96, "max_num_tokens": 32}
     return Limits(**{**values, "max_beam_width": 4, "tokens_per_block": BLOCK, **changes})
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import pytest
 import torch
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from actors.beams import BeamSearch, Hypothesis, likeliest, log_probabilities
+from actors.beams import BeamSearch, Decision, likeliest, log_probabilities
 from actors.sampler import Needs, Sampler
 from actors.sampling_params import SamplingParams
 from tests.oracle import llama
@@ -24,22 +26,49 @@ def random_model(seed: int, vocab_size: int = 23) -> LlamaForCausalLM:
     return LlamaForCausalLM(config).double().eval()
 
 
+@dataclass
+class Search:
+    """A search with its texts, which begin after the prompt."""
+
+    rule: BeamSearch
+    running: list[tuple[float, tuple[int, ...]]] = field(default_factory=lambda: [(0.0, ())])
+    found: list[Text] = field(default_factory=list)
+    done: bool = False
+
+    def step(self, scores: list[list[float]], tokens: list[list[int]]) -> Decision:
+        decision = self.rule.step([score for score, _ in self.running], scores, tokens)
+        for one in decision.finished:
+            text = (*self.running[one.beam][1], one.token)
+            self.found.append(Text(text, one.score, one.token in self.rule.ends))
+        self.running = [(one.score, (*self.running[one.beam][1], one.token)) for one in decision.kept]
+        self.done = decision.done
+        return decision
+
+    def texts(self) -> list[Text]:
+        return sorted(self.found, key=lambda text: -text.score)[: self.rule.params.n]
+
+
+class Text(NamedTuple):
+    tokens: tuple[int, ...]
+    score: float
+    ended: bool
+
+
 def searched(
     model: LlamaForCausalLM, prompts: Tensor, params: SamplingParams, ends: set[int]
-) -> list[list[Hypothesis]]:
+) -> list[list[Text]]:
     """All searches in one batch whose rows come and go, without a cache."""
-    searches = [BeamSearch(params=params, ends=ends, max_tokens=params.max_tokens) for _ in prompts]
-    rows = [[prompt.tolist()] for prompt in prompts]
+    searches = [Search(BeamSearch(params=params, ends=ends, max_tokens=params.max_tokens)) for _ in prompts]
     while open_ones := [index for index, search in enumerate(searches) if not search.done]:
-        scores = log_probabilities(last_logits(model, [text for index in open_ones for text in rows[index]]))
-        values, tokens = likeliest(scores, searches[0].num_candidates)
+        rows = [[*prompts[i].tolist(), *text] for i in open_ones for _, text in searches[i].running]
+        scores = log_probabilities(last_logits(model, rows))
+        values, tokens = likeliest(scores, searches[0].rule.num_candidates)
         start = 0
         for index in open_ones:
-            end = start + searches[index].num_running
-            beams = searches[index].step(values[start:end].tolist(), tokens[start:end].tolist())
-            rows[index] = [[*rows[index][beam.parent], beam.token] for beam in beams]
+            end = start + len(searches[index].running)
+            searches[index].step(values[start:end].tolist(), tokens[start:end].tolist())
             start = end
-    return [search.hypotheses() for search in searches]
+    return [search.texts() for search in searches]
 
 
 def last_logits(model: LlamaForCausalLM, texts: list[list[int]]) -> Tensor:
@@ -93,9 +122,9 @@ def test_equals_generate(num_beams: int, length_penalty: float, early_stopping: 
         )
         expected = generated(model, prompts, params, ends)
         texts = expected.sequences[:, 5:].tolist()
-        found = [hypothesis for search in searched(model, prompts, params, ends) for hypothesis in search]
-        assert [padded(hypothesis.tokens, len(texts[0])) for hypothesis in found] == texts
-        scores = torch.tensor([hypothesis.score for hypothesis in found])
+        found = [text for search in searched(model, prompts, params, ends) for text in search]
+        assert [padded(text.tokens, len(texts[0])) for text in found] == texts
+        scores = torch.tensor([text.score for text in found])
         torch.testing.assert_close(scores, expected.sequences_scores, rtol=1e-5, atol=1e-6)
 
 
@@ -112,8 +141,8 @@ def test_the_cases_see_ends_and_full_lengths() -> None:
             early_stopping=early_stopping,
         )
         found += searched(random_model(seed=num_beams), prompts, params, ends)
-    lengths = {len(hypothesis.tokens) for search in found for hypothesis in search}
-    ended = [hypothesis.ended for search in found for hypothesis in search]
+    lengths = {len(text.tokens) for search in found for text in search}
+    ended = [text.ended for search in found for text in search]
     assert len(lengths) > 5
     assert 0.2 < sum(ended) / len(ended) < 0.9
 
@@ -123,7 +152,7 @@ def test_one_token() -> None:
     params = SamplingParams(num_beams=3, n=3, max_tokens=1)
     expected = generated(model, prompts, params, {2}).sequences[:, 5:].tolist()
     [found] = searched(model, prompts, params, {2})
-    assert [list(hypothesis.tokens) for hypothesis in found] == expected
+    assert [list(text.tokens) for text in found] == expected
 
 
 def test_penalties_and_least_lengths_equal_generate() -> None:
@@ -137,21 +166,19 @@ def test_penalties_and_least_lengths_equal_generate() -> None:
     sampler = Sampler(slots=4, vocab_size=23, eos_token_ids=ends)
     for slot in range(4):
         sampler.admit(slot, params, prompts[0].tolist())
-    search = BeamSearch(params=params, ends=ends, max_tokens=10)
-    rows = prompts.tolist()
-    while rows:
-        slots = torch.arange(len(rows))
-        positions = torch.full((len(rows),), 5 + search.length)
+    search = Search(BeamSearch(params=params, ends=ends, max_tokens=10))
+    while not search.done:
+        rows = [[*prompts[0].tolist(), *text] for _, text in search.running]
+        positions = torch.full((len(rows),), len(rows[0]))
         logs = log_probabilities(last_logits(model, rows))
-        best = likeliest(sampler.adjusted(logs, slots, positions), search.num_candidates)
-        beams = search.step(best[0].tolist(), best[1].tolist())
-        rows = [[*rows[beam.parent], beam.token] for beam in beams]
+        adjusted = sampler.adjusted(logs, torch.arange(len(rows)), positions)
+        best = likeliest(adjusted, search.rule.num_candidates)
+        beams = search.step(best[0].tolist(), best[1].tolist()).kept
         if beams:
             targets = torch.arange(len(beams))
-            sampler.copy(torch.tensor([beam.parent for beam in beams]), targets)
-            sampler.count(targets, torch.tensor([beam.token for beam in beams]))
-    found = search.hypotheses()
-    assert [padded(hypothesis.tokens, len(texts[0])) for hypothesis in found] == texts
+            sampler.copy(torch.tensor([one.beam for one in beams]), targets)
+            sampler.count(targets, torch.tensor([one.token for one in beams]))
+    assert [padded(text.tokens, len(texts[0])) for text in search.texts()] == texts
     assert sampler.needs(range(4)) == Needs(penalties=True, bars=True, draw=True)
 
 

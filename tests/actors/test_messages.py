@@ -15,10 +15,12 @@ from actors.messages import (
     Assigned,
     BeamDecision,
     Beams,
+    Beat,
     Chunk,
     Fork,
     Hypothesis,
     Logprobs,
+    Order,
     Request,
     Run,
     StepPlan,
@@ -42,6 +44,8 @@ PARAMS = st.builds(
     stop=st.lists(st.text(), max_size=3).map(tuple),
     stop_token_ids=TOKENS,
     logprobs=st.none() | st.integers(0, 20),
+    prompt_logprobs=st.none() | st.integers(0, 20),
+    logits=st.booleans(),
     n=st.integers(1, 4),
 )
 
@@ -52,7 +56,7 @@ def several(values: st.SearchStrategy[Any]) -> st.SearchStrategy[tuple[Any, ...]
 
 LOGPROBS = st.builds(Logprobs, NUMBER, TOKENS, st.lists(NUMBER, max_size=3).map(tuple))
 HYPOTHESIS = st.builds(Hypothesis, COUNT, COUNT, NUMBER)
-MESSAGES = {
+MESSAGES: dict[type, Any] = {
     Request: st.builds(Request, st.text(), TOKENS, PARAMS, st.text()),
     StepPlan: st.builds(
         StepPlan,
@@ -64,7 +68,7 @@ MESSAGES = {
         several(st.tuples(COUNT, COUNT)),
         st.binary(),
         several(st.builds(Run, COUNT, COUNT, TOKENS)),
-        several(st.builds(Chunk, COUNT, COUNT, COUNT, TOKENS)),
+        several(st.builds(Chunk, COUNT, COUNT, COUNT, TOKENS, st.booleans())),
         several(st.builds(Beams, st.text(), TOKENS, several(NUMBER))),
     ),
     StepResult: st.builds(
@@ -73,6 +77,8 @@ MESSAGES = {
         TOKENS,
         st.dictionaries(COUNT, LOGPROBS, max_size=3),
         several(st.builds(BeamDecision, st.text(), several(HYPOTHESIS), several(HYPOTHESIS), st.booleans())),
+        st.dictionaries(COUNT, several(LOGPROBS), max_size=3),
+        st.dictionaries(COUNT, st.binary(), max_size=3),
     ),
     Tokens: st.builds(
         Tokens,
@@ -83,8 +89,12 @@ MESSAGES = {
         st.none() | st.builds(Usage, COUNT, COUNT, COUNT),
         several(LOGPROBS),
         st.none() | NUMBER,
+        several(LOGPROBS),
+        several(st.binary()),
     ),
 }
+MESSAGES[Order] = st.builds(Order, MESSAGES[StepPlan], st.binary())
+MESSAGES[Beat] = st.builds(Beat, st.binary(), COUNT, st.booleans(), COUNT)
 
 
 @pytest.mark.parametrize("kind", MESSAGES, ids=lambda kind: kind.__name__)

@@ -24,6 +24,12 @@ from builders.errors import UserError
         ({"n": 0}, "n=0: must be from 1 to 1024"),
         ({"min_tokens": 5, "max_tokens": 4}, "min_tokens=5: more than max_tokens=4"),
         ({"n": 3, "num_beams": 2}, "n=3: more than num_beams=2"),
+        ({"prompt_logprobs": 1001}, "prompt_logprobs=1001: must be from 0 to 1000"),
+        (
+            {"prompt_logprobs": 0, "num_beams": 2},
+            "prompt_logprobs=0: not with num_beams=2; use num_beams=1",
+        ),
+        ({"logits": True, "num_beams": 4}, "logits=True: not with num_beams=4; use num_beams=1"),
     ],
 )
 def test_mistakes_are_named(mistake: dict[str, Any], words: str) -> None:

@@ -28,6 +28,18 @@ def test_a_long_prompt_is_cut_and_others_decode_meanwhile() -> None:
         assert service.text(name) == alone(a_request(name, prompt), 0, 96)
 
 
+def test_there_are_slots_for_all_beams_of_a_batch() -> None:
+    service = Service(limits_of(max_batch_size=2, max_beam_width=3))
+    for name in "ab":
+        service.scheduler.add(a_request(name, [ord(name)], num_beams=3))
+    assert [len(service.step().runs) for _ in range(2)] == [2, 6]
+    service.finish()
+    for number in range(7):
+        service.scheduler.add(a_request(f"r{number}", [number]))
+    service.step()
+    assert slots_of(service.step().decode) == [0, 1, 2, 3, 4, 5]
+
+
 def test_a_prompt_that_was_there_is_not_computed_again() -> None:
     service = Service(limits_of())
     service.scheduler.add(a_request("first", range(20)))
@@ -66,7 +78,7 @@ def test_texts_of_one_request_share_its_prompt() -> None:
 
 
 def test_the_youngest_is_sent_back_and_goes_on_where_it_was() -> None:
-    service = Service(limits_of(max_batch_size=2), num_blocks=10)
+    service = Service(limits_of(max_batch_size=2, max_beam_width=1), num_blocks=10)
     requests = [a_request(name, range(place, place + 12), max_tokens=16) for place, name in enumerate("abc")]
     for request in requests:
         service.scheduler.add(request)
@@ -126,7 +138,7 @@ def test_admission_is_in_order_even_when_a_later_one_would_fit() -> None:
 
 
 def test_a_long_request_gets_on_in_a_stream_of_short_ones() -> None:
-    service = Service(limits_of(max_batch_size=2), num_blocks=16)
+    service = Service(limits_of(max_batch_size=2, max_beam_width=1), num_blocks=16)
     service.scheduler.add(a_request("short", [1], max_tokens=3))
     service.scheduler.add(a_request("long", range(40), max_tokens=20))
     steps = 0

@@ -14,7 +14,7 @@ from actors.sampling_params import SamplingParams
 from actors.scheduler import Scheduler
 from builders.errors import UserError
 from builders.limits import Limits
-from tests.actors.fake_ranks import EOS, FakeRanks, alone, beams_alone
+from tests.actors.fake_ranks import EOS, FakeRanks, alone, beams_alone, logits_alone, prompt_alone
 
 LONGEST = 32
 PREFIXES: list[tuple[int, ...]] = [(), (1, 1, 1, 1), (1,) * 8, (1, 1, 1, 1, 2, 2, 2, 2)]
@@ -28,6 +28,8 @@ PARAMS = st.builds(
     stop_token_ids=st.sampled_from([(), (), (3,)]),
     ignore_eos=st.booleans(),
     logprobs=st.sampled_from([None, None, 0]),
+    prompt_logprobs=st.sampled_from([None, None, 0]),
+    logits=st.sampled_from([False, False, True]),
 )
 BEAMS = st.builds(
     SamplingParams,
@@ -50,26 +52,38 @@ class Histories(RuleBasedStateMachine):
 
     @initialize(
         num_blocks=st.integers(10, 16),
-        max_batch_size=st.integers(3, 5),
+        max_batch_size=st.integers(1, 2),
+        max_beam_width=st.integers(2, 3),
         more_tokens=st.integers(0, 12),
         lanes=st.sampled_from([1, 1, 2]),
         ahead=st.integers(1, 3),
         drafts=st.sampled_from([0, 3]),
+        scored=st.sampled_from([2, 5, 256]),
     )
     def start(
-        self, num_blocks: int, max_batch_size: int, more_tokens: int, lanes: int, ahead: int, drafts: int
+        self,
+        num_blocks: int,
+        max_batch_size: int,
+        max_beam_width: int,
+        more_tokens: int,
+        lanes: int,
+        ahead: int,
+        drafts: int,
+        scored: int,
     ) -> None:
         self.limits = Limits(
             max_batch_size=max_batch_size,
             max_input_len=16,
             max_seq_len=LONGEST,
-            max_num_tokens=max_batch_size + more_tokens,
-            max_beam_width=3,
+            max_num_tokens=max_batch_size * max_beam_width + more_tokens,
+            max_beam_width=max_beam_width,
             tokens_per_block=4,
         )
-        self.scheduler = Scheduler(self.limits, num_blocks, eos=[EOS], lanes=lanes, draft_tokens=drafts)
+        self.scheduler = Scheduler(
+            self.limits, num_blocks, eos=[EOS], lanes=lanes, draft_tokens=drafts, scored_tokens=scored
+        )
         self.ranks = FakeRanks(num_blocks, 4)
-        self.ahead = ahead
+        self.ahead, self.scored = ahead, scored
         self.awaited: deque[StepResult] = deque()
         self.requests: dict[str, Request] = {}
         self.cancelled: set[tuple[str, int]] = set()
@@ -79,7 +93,7 @@ class Histories(RuleBasedStateMachine):
     def add(self, wishes: list[Wish]) -> None:
         for prompt, params, namespace in wishes:
             request = Request(f"r{len(self.requests)}", prompt, params, namespace)
-            with suppress(UserError):  # more beams than the cache can hold
+            with suppress(UserError):  # more texts than there are slots, or beams than the cache can hold
                 self.scheduler.add(request)
                 self.requests[request.id] = request
 
@@ -102,7 +116,9 @@ class Histories(RuleBasedStateMachine):
             return
         assert 0 < plan.num_tokens <= self.limits.max_num_tokens
         result = self.ranks.execute(plan)
-        assert len(result.tokens) <= self.limits.max_num_tokens, "rows of logits"
+        scored = sum(map(len, result.prompt_logprobs.values()))
+        assert len(result.tokens) + scored <= self.limits.max_num_tokens, "rows of logits"
+        assert scored <= self.scored
         self.awaited.append(result)
 
     @precondition(lambda self: self.awaited)
@@ -162,6 +178,11 @@ class Histories(RuleBasedStateMachine):
         assert usage.cached_tokens < len(request.prompt)
         stops = {*params.stop_token_ids, *(() if params.ignore_eos else (EOS,))}
         assert news[-1].finish == ("stop" if text[-1] in stops else "length") or params.min_tokens
+        assert [one for details in news[1:] for one in details.prompt_logprobs] == []
+        scores = prompt_alone(request) if params.prompt_logprobs is not None else []
+        assert list(news[0].prompt_logprobs) == scores
+        rows = [row for details in news for row in details.logits]
+        assert rows == (logits_alone(request, text) if params.logits else [])
         if params.logprobs is not None:
             told = [one.sampled for details in news for one in details.logprobs]
             assert told == [-float(token) for token in text]

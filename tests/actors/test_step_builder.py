@@ -16,7 +16,7 @@ from builders.limits import Limits
 from tests.actors.fake_ranks import EOS, FakeRanks
 
 LIMITS = Limits(
-    max_batch_size=4,
+    max_batch_size=2,
     max_input_len=16,
     max_seq_len=32,
     max_num_tokens=12,
@@ -29,7 +29,9 @@ def a_request(number: int, chance: random.Random) -> Request:
     prompt = tuple(chance.choices((1, 2), k=chance.randint(1, 16)))
     beams = chance.choice((1, 1, 3))
     n = chance.choice((1, 1, 2)) if beams == 1 else 1
-    return Request(f"r{number}", prompt, SamplingParams(max_tokens=8, temperature=0, n=n, num_beams=beams))
+    score = chance.choice((None, 0)) if beams == 1 else None
+    params = SamplingParams(max_tokens=8, temperature=0, n=n, num_beams=beams, prompt_logprobs=score)
+    return Request(f"r{number}", prompt, params)
 
 
 def check(batch: Batch, plan: StepPlan, ranks: FakeRanks) -> None:
@@ -67,18 +69,38 @@ def check_rows(batch: Batch, plan: StepPlan) -> None:
     for chunk in plan.chunks:
         last = sequences.index(firsts[chunk.slot]) + chunk.count - 1
         expected += [(last, slot) for slot in chunk.sampled]
-    assert list(zip(batch.step.wanted.tolist(), batch.sampled.tolist(), strict=True)) == expected
+    sampling = batch.step.wanted.tolist()[: len(batch.sampled)]
+    assert list(zip(sampling, batch.sampled.tolist(), strict=True)) == expected
+
+
+def check_scores(batch: Batch, plan: StepPlan, ranks: FakeRanks) -> None:
+    """The rows after those that sample: each token's of a scored chunk that has another after it."""
+    firsts = {slot: row for row, slot in enumerate(batch.slots.tolist())}
+    expected, first = [], len(batch.sampled)
+    tokens, sequences = [], batch.step.sequences.tolist()
+    for chunk in plan.chunks:
+        slot = ranks.slots[chunk.slot]
+        following = slot.tokens[chunk.start + 1 : slot.admitted.num_prompt][: chunk.count]
+        if chunk.scored and following:
+            expected.append((chunk.slot, first, following))
+            first += len(following)
+            tokens += [sequences.index(firsts[chunk.slot]) + place for place in range(len(following))]
+    assert [(one.slot, one.first, one.following.tolist()) for one in batch.scored] == expected
+    assert batch.step.wanted.tolist()[len(batch.sampled) :] == tokens
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_steps_of_random_histories(seed: int) -> None:
     chance = random.Random(seed)
     lanes = chance.choice((1, 2))
-    scheduler = Scheduler(LIMITS, 24, eos=[EOS], lanes=lanes, draft_tokens=chance.choice((0, 3)))
+    scheduler = Scheduler(
+        LIMITS, 24, eos=[EOS], lanes=lanes, draft_tokens=chance.choice((0, 3)), scored_tokens=5
+    )
     builder, ranks = StepBuilder(LIMITS, lanes=lanes), FakeRanks(24, 4)
+    scheduler.add(Request("scored", (1, 2) * 4, SamplingParams(max_tokens=8, prompt_logprobs=0)))
     for number in range(12):
         scheduler.add(a_request(number, chance))
-    results, kinds = [], set()
+    results, kinds, scored = [], set(), 0
     while scheduler.has_work:
         plan = scheduler.schedule() if len(results) < 2 else None
         if plan:
@@ -87,11 +109,13 @@ def test_steps_of_random_histories(seed: int) -> None:
             ranks.take_in(plan)
             check(batch, plan, ranks)
             check_rows(batch, plan)
+            check_scores(batch, plan, ranks)
             assert is_decoding(batch.step) or plan.chunks or plan.runs
+            scored += len(batch.scored)
             results.append(ranks.compute(plan))
         else:
             scheduler.update(results.pop(0))
-    assert len(kinds) > 1
+    assert len(kinds) > 1 and scored
 
 
 def test_what_was_handed_out_stays() -> None:

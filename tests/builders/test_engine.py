@@ -36,12 +36,12 @@ __all__ = ["sources"]
 LIMITS = Limits(max_batch_size=4, max_seq_len=64, max_input_len=32, tokens_per_block=sim.BLOCK)
 
 
-def build(checkpoint: Path, *, compiled: bool) -> Path:
+def build(checkpoint: Path, *, compiled: bool, limits: Limits = LIMITS) -> Path:
     """An engine in the checkpoint's own folder, without the command around it."""
     manifest = read_manifest(checkpoint)
-    plan = plan_build(manifest, LIMITS, compiled=compiled)
+    plan = plan_build(manifest, limits, compiled=compiled)
     engine = plan.manifest(
-        manifest, LIMITS, tuple(Unit(key=unit.recipe.key, files=()) for unit in plan.units)
+        manifest, limits, tuple(Unit(key=unit.recipe.key, files=()) for unit in plan.units)
     )
     units = []
     for unit, planned in zip(engine.units, plan.units, strict=True):
@@ -49,7 +49,7 @@ def build(checkpoint: Path, *, compiled: bool) -> Path:
         folder.mkdir(parents=True)
         build_unit(planned, folder)
         units.append(Unit(key=unit.key, files=tuple(written(file) for file in sorted(folder.iterdir()))))
-    finished = plan.manifest(manifest, LIMITS, tuple(units))
+    finished = plan.manifest(manifest, limits, tuple(units))
     (checkpoint / "config.json").write_text(json.dumps(to_json(finished)))
     return checkpoint
 
@@ -150,6 +150,8 @@ def test_limits_rebuild_only_what_depends_on_them(checkpoint: Path) -> None:
         return {unit.recipe.key for unit in plan_build(manifest, limits, compiled=True).units}
 
     assert keys(max_batch_size=2) == keys()
+    assert keys(max_attention_window_size=64) == keys()  # no sequence is longer
+    assert len(keys(max_attention_window_size=63) - keys()) == 1
     assert len(keys(tokens_per_block=8) - keys()) == 1  # the block, whose cache has that shape
 
 

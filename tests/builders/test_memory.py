@@ -68,7 +68,7 @@ def manifest(name: str, **changes: Any) -> Manifest:
 
 @torch.no_grad()
 def measured(made: Manifest) -> int:
-    """A prefill of every sequence at the limits."""
+    """A prefill of every sequence at the limits, with as many rows of logits as there may be."""
     decoder = empty_decoder(made.spec, made.mapping, 0)
     decoder.load_state_dict(made_up(made.spec, made.mapping, 0, torch.float32), assign=True)
     set_constants(decoder, rank_constants(made.spec, made.mapping, 0))
@@ -79,7 +79,7 @@ def measured(made: Manifest) -> int:
         sequences=torch.arange(batch).repeat_interleave(tokens),
         lengths=torch.full((batch,), tokens),
         block_table=torch.arange(batch)[:, None],
-        wanted=torch.arange(1, batch + 1) * tokens - 1,
+        wanted=torch.arange(LIMITS.max_logits),
     )
     with Peak() as peak:
         decoder(torch.zeros(batch * tokens, dtype=torch.int64), step, caches)

@@ -7,13 +7,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from transformers import PreTrainedConfig
+from transformers import LlamaForCausalLM, PreTrainedConfig
 
+from builders.limits import Limits, within_window
 from builders.mapping import Mapping
 from builders.sources.hf import open_folder
-from tests.builders.test_families import Reference, answers, check
+from tests.builders.test_engine import LIMITS, build, engines_for_decoders
+from tests.builders.test_families import LAYOUTS, Reference, answers, check
+from tests.builders.test_trt_network import spec_of
 from tests.convert_tools import convert_opened
-from tests.oracle import mistral, mixtral, random_model, starcoder2
+from tests.oracle import llama, mistral, mixtral, random_model, starcoder2
+
+__all__ = ["engines_for_decoders"]
 
 FAMILIES: dict[str, Callable[..., PreTrainedConfig]] = {
     "mistral": mistral,
@@ -50,3 +55,52 @@ def test_one_token_more_or_less_is_seen(family: str, more: int, tmp_path: Path) 
     out = convert_opened(replace(wanted.opened, spec=spec), Mapping(), tmp_path / "out")
     with pytest.raises(AssertionError, match="logits differ"):
         check(wanted, out)
+
+
+def windowless(window: int, tmp_path: Path) -> Reference:
+    """A LLaMA, and what a Mistral says that has its weights and a window."""
+    model = random_model(mistral(sliding_window=window))
+    twin = LlamaForCausalLM(llama())
+    twin.load_state_dict(model.state_dict())
+    twin.save_pretrained(tmp_path / "model")
+    wanted = answers(model, open_folder(tmp_path / "model"))
+    assert wanted.opened.spec.sliding_window is None
+    return wanted
+
+
+@pytest.mark.usefixtures("engines_for_decoders")
+@pytest.mark.parametrize("window", [5, PROMPT + 1])
+@pytest.mark.parametrize("layout", ["1", "pp2", "tp2pp2"])
+def test_an_engine_with_a_window_of_its_own(layout: str, window: int, tmp_path: Path) -> None:
+    wanted = windowless(window, tmp_path)
+    checkpoint = convert_opened(wanted.opened, LAYOUTS[layout], tmp_path / "out")
+    limits = replace(LIMITS, max_attention_window_size=window)
+    check(wanted, build(checkpoint, compiled=False, limits=limits))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("engines_for_decoders")
+def test_a_compiled_engine_with_a_window_of_its_own(tmp_path: Path) -> None:
+    wanted = windowless(5, tmp_path)
+    checkpoint = convert_opened(wanted.opened, Mapping(), tmp_path / "out")
+    limits = replace(LIMITS, max_attention_window_size=5)
+    check(wanted, build(checkpoint, compiled=True, limits=limits))
+
+
+@pytest.mark.usefixtures("engines_for_decoders")
+def test_an_engine_s_window_that_is_off_by_one_is_seen(tmp_path: Path) -> None:
+    wanted = windowless(5, tmp_path)
+    checkpoint = convert_opened(wanted.opened, Mapping(), tmp_path / "out")
+    limits = replace(LIMITS, max_attention_window_size=6)
+    with pytest.raises(AssertionError, match="logits differ"):
+        check(wanted, build(checkpoint, compiled=False, limits=limits))
+
+
+@pytest.mark.parametrize(
+    ("own", "allowed", "found"),
+    [(None, None, None), (None, 5, 5), (7, 5, 5), (5, 7, 5), (7, None, 7), (None, 64, None), (80, 70, 80)],
+)
+def test_the_smaller_window_counts(own: int | None, allowed: int | None, found: int | None) -> None:
+    spec = replace(spec_of("llama2-gqa"), sliding_window=own)
+    limits = Limits(max_seq_len=64, max_input_len=32, max_attention_window_size=allowed)
+    assert within_window(spec, limits).sliding_window == found

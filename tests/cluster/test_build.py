@@ -84,6 +84,25 @@ def test_other_limits_are_another_engine(checkpoint: Path, tmp_path: Path) -> No
     assert (changed.num_built, changed.reused) == (0, False)
 
 
+def test_a_window_is_another_engine_and_is_shown(checkpoint: Path, tmp_path: Path) -> None:
+    plain = make(checkpoint, tmp_path / "engine")
+    windowed = make(checkpoint, tmp_path / "windowed", max_attention_window_size=5)
+    assert (windowed.num_built, windowed.key == plain.key) == (1, False)
+    found = inspect_engine(tmp_path / "windowed", verify=True)
+    assert found["limits"]["max_attention_window_size"] == 5
+    shown = [rankforge("inspect", tmp_path / name).stdout for name in ("engine", "windowed")]
+    assert ["max_attention_window_size" in text for text in shown] == [False, True]
+
+
+def test_an_engine_that_knows_of_no_window_is_read(checkpoint: Path, tmp_path: Path) -> None:
+    made = make(checkpoint, tmp_path / "engine")
+    file = tmp_path / "engine/config.json"
+    data = json.loads(file.read_text())
+    del data["limits"]["max_attention_window_size"]
+    file.write_text(json.dumps(data))
+    assert read_engine(tmp_path / "engine").key == made.key
+
+
 def test_foreign_folder_is_never_touched(checkpoint: Path, tmp_path: Path) -> None:
     before = content(checkpoint)
     with pytest.raises(ArtifactError, match="not an engine of ours"):
@@ -97,6 +116,7 @@ def test_foreign_folder_is_never_touched(checkpoint: Path, tmp_path: Path) -> No
         ({"max_batch_size": 0}, "--max_batch_size=0"),
         ({"max_input_len": 4096}, "longer than --max_seq_len"),
         ({"max_num_tokens": 4}, "every sequence of a batch takes a token"),
+        ({"max_attention_window_size": 0}, "--max_attention_window_size=0: must be at least 1"),
     ],
 )
 def test_limits_that_make_no_sense(checkpoint: Path, tmp_path: Path, changes: Any, words: str) -> None:

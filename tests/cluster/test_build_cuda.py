@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from builders.cuda.target import CAPABILITIES, local_target
+from builders.checkpoint import read_manifest
+from builders.cuda.plans import plan_cuda
+from builders.cuda.target import CAPABILITIES, Target, local_target
 from builders.engine_folder import load_engine
 from builders.errors import EngineError
 from builders.limits import Limits
@@ -18,6 +20,7 @@ from cluster.inspect_engine import inspect_engine
 from tests.cluster.test_build import make
 from tests.cluster.test_convert import ROOT, content, go
 from tests.cuda_ranks import following, prompts
+from tests.oracle import mixtral, random_model
 from tests.tiny import save_llama
 
 pytest.importorskip("triton", reason="triton is not installed")
@@ -31,7 +34,7 @@ def checkpoint(tmp_path: Path) -> Path:
     return tmp_path / "checkpoint"
 
 
-def build(checkpoint: Path, out: Path, target: str, **changes: int) -> BuildResult:
+def build(checkpoint: Path, out: Path, target: str, **changes: int | None) -> BuildResult:
     return make(checkpoint, out, no_compile=False, target=target, **{**LIMITS, **changes})
 
 
@@ -58,6 +61,23 @@ def test_no_path_of_the_machine_in_an_engine(checkpoint: Path, tmp_path: Path) -
         assert str(Path(__file__).parent.parent.parent).encode() not in data, name
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("sizes", [{}, {"tp_size": 2, "ep_size": 2}], ids=["whole", "ep2"])
+def test_experts_for_a_device_that_is_not_here(sizes: dict[str, int], tmp_path: Path) -> None:
+    random_model(mixtral()).save_pretrained(tmp_path / "model")
+    go(tmp_path / "model", tmp_path / "checkpoint", dtype="bfloat16", **sizes)
+    made = build(tmp_path / "checkpoint", tmp_path / "engine", ABSENT, max_batch_size=1)
+    assert made.num_built == made.num_units
+
+
+@pytest.mark.parametrize(("window", "kernels"), [(31, {31}), (32, {0}), (None, {0})])
+def test_kernels_have_the_window(checkpoint: Path, window: int | None, kernels: set[int]) -> None:
+    limits = Limits(**LIMITS, max_attention_window_size=window)
+    plan = plan_cuda(read_manifest(checkpoint), limits, Target(capability=90, device=None))
+    sites = [unit.plan.site for unit in plan.kernels if unit.plan.site.op == "fused.attend"]
+    assert {site.args[-1] for site in sites} == kernels
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_timing_takes_a_device(checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(EngineError, match=r"no CUDA device here to time kernels on.*name a target"):
@@ -71,9 +91,10 @@ def test_exported_graphs_are_for_the_cpu(checkpoint: Path, tmp_path: Path) -> No
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_built_and_run_here(checkpoint: Path, tmp_path: Path) -> None:
-    build(checkpoint, tmp_path / "engine", "cuda")
-    make(checkpoint, tmp_path / "plain", **LIMITS)
+@pytest.mark.parametrize("window", [None, 4])
+def test_built_and_run_here(window: int | None, checkpoint: Path, tmp_path: Path) -> None:
+    build(checkpoint, tmp_path / "engine", "cuda", max_attention_window_size=window)
+    make(checkpoint, tmp_path / "plain", **LIMITS, max_attention_window_size=window)
     ours = load_engine(tmp_path / "engine", 0, num_blocks=8)
     plain = load_engine(tmp_path / "plain", 0, num_blocks=8)
     step, ids = prompts([5, 9, 2], Limits(**LIMITS)), torch.randint(0, 90, (16,))

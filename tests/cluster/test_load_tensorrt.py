@@ -15,6 +15,7 @@ from builders.checkpoint import load_rank, read_manifest
 from builders.engine_folder import load_engine
 from builders.engine_manifest import TrtManifest, read_engine, unit_folder
 from builders.errors import ArtifactError, EngineError
+from builders.limits import Limits
 from builders.ops import Step
 from builders.parallel import parallelize
 from builders.store import Store
@@ -39,7 +40,7 @@ from tests.trt_steps import step_of
 trt = pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed")
 
 
-def built(tmp_path: Path, *, strip: bool, **layout: Any) -> Path:
+def built(tmp_path: Path, *, strip: bool, limits: Limits = LIMITS, **layout: Any) -> Path:
     """A tiny LLaMA's engine, by the command; its checkpoint lies beside it."""
     go(save_llama(tmp_path / "model"), tmp_path / "checkpoint", dtype="float32", **layout)
     options = BuildOptions(
@@ -48,7 +49,7 @@ def built(tmp_path: Path, *, strip: bool, **layout: Any) -> Path:
         engine="tensorrt",
         target="sm89",
         strip_plan=strip,
-        **vars(LIMITS),
+        **vars(limits),
     )
     build(options, LineReporter(io.StringIO(), as_json=False))
     return tmp_path / "engine"
@@ -71,8 +72,10 @@ def loaded(engine: Path, rank: int, member: Member, *, strip: bool) -> Runner:
     return load_on(library, engine, manifest, rank, device="cpu").forward
 
 
-def decoder(checkpoint: Path, rank: int) -> Runner:
+def decoder(checkpoint: Path, rank: int, window: int | None = None) -> Runner:
     made, blocks = load_rank(checkpoint, rank), LIMITS.max_batch_size
+    for layer in made.layers.values():
+        layer.attn.spec = replace(layer.attn.spec, sliding_window=window)
     mapping = manifest_of(checkpoint.parent / "engine").checkpoint.mapping
     parallelize(made, mapping, mapping.place(rank))
     caches = made.new_caches(blocks, LIMITS.max_seq_len)
@@ -98,6 +101,26 @@ def test_loaded_engine_is_the_decoder(
         ids = torch.arange(len(step.positions)) * 7 % 101
         expected = truth.forward(ids, step)
         torch.testing.assert_close(found.forward(ids, step), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_an_engine_with_a_window_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    without_cuda(monkeypatch)
+    window = 4
+    engine = built(tmp_path, strip=True, limits=replace(LIMITS, max_attention_window_size=window), pp_size=2)
+    mapping = manifest_of(engine).checkpoint.mapping
+    found = Lockstep.of(mapping, lambda rank, member: loaded(engine, rank, member, strip=True))
+    truth, whole = (
+        Lockstep.of(mapping, lambda rank, _member, seen=seen: decoder(tmp_path / "checkpoint", rank, seen))
+        for seen in (window, None)
+    )
+    differences = []
+    for parts, wanted in STEPS:
+        step = step_of(parts, wanted)
+        ids = torch.arange(len(step.positions)) * 7 % 101
+        expected = truth.forward(ids, step)
+        torch.testing.assert_close(found.forward(ids, step), expected, rtol=1e-4, atol=1e-4)
+        differences.append((whole.forward(ids, step) - expected).abs().max().item())
+    assert max(differences) > 1e-2
 
 
 def test_changed_plan_is_refused_before_it_is_loaded(tmp_path: Path) -> None:

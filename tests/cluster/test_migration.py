@@ -10,10 +10,15 @@ import pytest
 from cluster.build_options import BuildOptions
 from cluster.convert_options import ConvertOptions
 from cluster.migration import TABLE, Row, advice
+from cluster.run_options import RunOptions
+from cluster.summarize_options import SummarizeOptions
 
 PAGE = Path(__file__).parent.parent.parent / "docs/migration.md"
 OURS = {
-    f"--{field.name}" for options in (ConvertOptions, BuildOptions) for field in dataclasses.fields(options)
+    f"--{name}"
+    for options in (ConvertOptions, BuildOptions, RunOptions, SummarizeOptions)
+    for field in dataclasses.fields(options)
+    for name in (field.name, field.metadata.get("also"))
 }
 
 

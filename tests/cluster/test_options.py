@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import typing
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,18 @@ from cluster.build_options import BuildOptions
 from cluster.convert_options import ConvertOptions
 from cluster.demo_options import DemoOptions
 from cluster.inspect_options import InspectOptions
-from cluster.options import command, declared, given, option, optional
+from cluster.options import command, declared, given, option, optional, same
+from cluster.run_options import RunOptions
 from cluster.store_options import PinOptions, PruneOptions, StoreOptions
+from cluster.summarize_options import SummarizeOptions
 
-ALL = (ConvertOptions, BuildOptions, InspectOptions, StoreOptions, PruneOptions, PinOptions, DemoOptions)
+STORE = (StoreOptions, PruneOptions, PinOptions)
+ALL = (ConvertOptions, BuildOptions, RunOptions, SummarizeOptions, InspectOptions, *STORE, DemoOptions)
 SAMPLES: dict[Any, list[str]] = {
     bool: [],
     int: ["1"],
     int | None: ["1"],
+    float: ["1"],
     str: ["x"],
     str | None: ["x"],
     Path: ["x"],
@@ -42,7 +47,15 @@ class Sizes:
     tp_size: int = option(1, help="Ranks.", least=1)
     dry_run: bool = option(False, help="Do nothing.")
     skip_field: list[str] = option([], help="Names.")
+    seed: int = option(0, help="Of draws.", least=0, most=9, also="random_seed")
     given: frozenset[str] = given()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Shared:
+    """Another command's option, just as it is."""
+
+    seed: int = same(Sizes, "seed")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -133,6 +146,24 @@ def test_repeated_option_is_a_list() -> None:
     assert run("--skip-field", "a", "--skip_field", "b")[1][0].skip_field == ["a", "b"]
 
 
+@pytest.mark.parametrize("name", ["--skip_field", "--skip-field"])
+def test_several_values_may_follow_one_option(name: str) -> None:
+    assert run(name, "a", "b", "--tp-size", "2")[1] == [Sizes(skip_field=["a", "b"], tp_size=2, given=HEARD)]
+    assert run(f"{name}=a", "b", "--tp-size", "2", "--skip_field", "-5", "c")[1][0].skip_field == [
+        "a", "b", "-5", "c",
+    ]  # fmt: skip
+    assert run("--tp-size", "2", "3")[0] == run(name, "a", "--dry-run", "b")[0] == 2
+
+
+HEARD = frozenset({"skip_field", "tp_size"})
+
+
+def test_an_option_of_two_names_is_one() -> None:
+    for name in ("--seed", "--random_seed", "--random-seed"):
+        assert run(name, "3")[1][0].seed == 3
+    assert run("--random_seed", "10")[0] == 2
+
+
 def test_defaults_are_the_fields() -> None:
     assert run() == (0, [Sizes()])
 
@@ -148,6 +179,25 @@ def test_every_option_explains_itself(options: type[Any]) -> None:
         assert text.endswith(".") and len(text) > 12, field.name
 
 
+def test_an_option_that_two_commands_have_is_one() -> None:
+    assert Shared().seed == Sizes().seed
+    (ours,), theirs = declared(Shared), {field.name: field for field in declared(Sizes)}
+    assert ours.metadata == theirs["seed"].metadata
+
+
+@pytest.mark.parametrize("options", ALL, ids=lambda options: options.__name__)
+def test_help_has_every_word(options: type[Any]) -> None:
+    """What is in brackets would be taken for a style."""
+    assert not [field.name for field in declared(options) if "[" in field.metadata["help"]]
+
+
+def test_defaults_that_are_numbers_are_shown() -> None:
+    app = typer.Typer()
+    command(app, Sizes)(lambda _options: None)
+    text = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "200"}).output
+    assert text.count("[default: 0]") == text.count("[default: 1]") == 1 and text.count("[default: ") == 2
+
+
 @pytest.mark.parametrize("options", ALL, ids=lambda options: options.__name__)
 def test_every_field_is_in_help_once(options: type[Any]) -> None:
     app = typer.Typer()
@@ -155,4 +205,4 @@ def test_every_field_is_in_help_once(options: type[Any]) -> None:
     text = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "200"}).output
     for field in declared(options):
         if not field.metadata.get("positional"):
-            assert text.count(f"--{field.name} ") == 1, field.name
+            assert len(re.findall(f"--{field.name}[ ,]", text)) == 1, field.name

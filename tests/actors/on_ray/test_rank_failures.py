@@ -7,19 +7,18 @@ import re
 import signal
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
-import torch
 
+from actors.messages import Beams, Order, StepResult, encode
 from actors.rank_actors import Room, here
 from actors.rank_group import GroupPlan, RankGroup
-from actors.step_messages import encode, order_of
 from actors.vigil import Bounds
 from builders.errors import WorkerError
 from builders.mapping import Mapping
-from tests.actors.engines import NUM_BLOCKS, PROMPTS, asked, decode, engine, prefill
+from tests.actors.engines import NUM_BLOCKS, PROMPTS, engine, first_step, next_step
 from tests.tiny import save_llama
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -41,7 +40,7 @@ def group(folder: Path, *, inside: bool = True, room: Room | None = None, **boun
     return RankGroup(
         GroupPlan(
             engine_dir=folder,
-            num_blocks=NUM_BLOCKS,
+            blocks=lambda _free_bytes: NUM_BLOCKS,
             kind="gloo",
             inside=inside,
             room=room or Room(),
@@ -50,9 +49,12 @@ def group(folder: Path, *, inside: bool = True, room: Room | None = None, **boun
     )
 
 
-def second_step(opened: RankGroup) -> None:
-    ids, step = decode([5], [len(PROMPTS[0]) + 1])
-    asked(opened, 2, ids, step)
+def answered(opened: RankGroup, order: Order) -> StepResult:
+    opened.submit(order)
+    return opened.collect()
+
+
+FIRST, SECOND = first_step(PROMPTS[:1]), next_step(1, [5])
 
 
 def named(opened: RankGroup, rank: int) -> str:
@@ -68,22 +70,22 @@ CASES = [("tp2", True, 1), ("tp2", False, 0), ("pp2", True, 1), ("pp2", False, 0
 def test_a_killed_rank(layout: str, inside: bool, struck: int, engines: dict[str, Path]) -> None:
     """Noticed at once: no bound is near."""
     with group(engines[layout], inside=inside) as opened:
-        asked(opened, 1, *prefill([PROMPTS[0]]))
+        answered(opened, FIRST)
         os.kill(opened.where[struck].pid, signal.SIGKILL)
         with pytest.raises(WorkerError, match=named(opened, struck) + r"its process died \(Worker unexp"):
-            second_step(opened)
+            answered(opened, SECOND)
         with pytest.raises(WorkerError, match=named(opened, struck)):  # it stays so
-            second_step(opened)
+            answered(opened, SECOND)
     no_process_is_left(opened)
 
 
 @pytest.mark.parametrize(("layout", "inside", "struck"), CASES[:2])
 def test_a_stopped_rank(layout: str, inside: bool, struck: int, engines: dict[str, Path]) -> None:
     with group(engines[layout], inside=inside, silent_s=3.0) as opened:
-        asked(opened, 1, *prefill([PROMPTS[0]]))
+        answered(opened, FIRST)
         os.kill(opened.where[struck].pid, signal.SIGSTOP)
         with pytest.raises(WorkerError, match=named(opened, struck) + r"no sign of life for 3\.\d s"):
-            second_step(opened)
+            answered(opened, SECOND)
     no_process_is_left(opened)
 
 
@@ -91,10 +93,10 @@ def test_a_stopped_rank_of_another_node(engines: dict[str, Path]) -> None:
     spread = Room(strategy="STRICT_SPREAD")
     with group(engines["tp2"], inside=False, silent_s=3.0, room=spread) as opened:
         (far,) = (rank for rank, where in opened.where.items() if where.node != here().node)
-        asked(opened, 1, *prefill([PROMPTS[0]]))
+        answered(opened, FIRST)
         os.kill(opened.where[far].pid, signal.SIGSTOP)
         with pytest.raises(WorkerError, match=named(opened, far) + "no sign of life for 3"):
-            second_step(opened)
+            answered(opened, SECOND)
     no_process_is_left(opened)
 
 
@@ -109,12 +111,11 @@ def test_idle_groups_are_watched(engines: dict[str, Path]) -> None:
 
 
 def test_a_rank_that_raises(engines: dict[str, Path]) -> None:
-    """Only the last stage looks at which tokens are wanted."""
-    ids, step = prefill([PROMPTS[0]])
-    bad = order_of(1, ids, replace(step, wanted=torch.tensor([999])), "tokens")
+    """Only the last stage chooses, and knows of no such search."""
+    unheard = msgspec.structs.replace(FIRST.plan, beams=(Beams("nobody", (0,), (0.0,)),))
     with group(engines["pp2"]) as opened:
-        opened.submit(bad)
-        with pytest.raises(WorkerError, match=named(opened, 1) + "IndexError: index out of range"):
+        opened.submit(Order(unheard))
+        with pytest.raises(WorkerError, match=named(opened, 1) + "KeyError: 'nobody'"):
             opened.collect()
 
 
@@ -134,7 +135,7 @@ def test_a_rank_that_cannot_load(engines: dict[str, Path], tmp_path: Path) -> No
 def test_a_rank_that_waits_in_vain(engines: dict[str, Path]) -> None:
     """The order reaches the second stage alone: whom it waited for is said."""
     with group(engines["pp2"], inside=False, wait_s=1.0, silent_s=2.0) as opened:
-        opened._head.send(1, encode(order_of(1, *prefill([PROMPTS[0]]), "tokens")))
+        opened._head.send(1, encode(FIRST))
         with pytest.raises(WorkerError, match=r"^rank 1: receive in group line0: no answer from rank 0 \("):
             opened.collect()
 
@@ -142,16 +143,16 @@ def test_a_rank_that_waits_in_vain(engines: dict[str, Path]) -> None:
 def test_a_step_without_end(engines: dict[str, Path]) -> None:
     """Everyone is alive and nobody's wait has ended."""
     with group(engines["pp2"], inside=False, step_s=1.0) as opened:
-        opened._head.send(1, encode(order_of(1, *prefill([PROMPTS[0]]), "tokens")))
-        opened._vigil.began(1)
-        with pytest.raises(WorkerError, match=r"^step 1 is not done after 1 s; not through it: rank 0 on"):
+        opened._head.send(1, encode(FIRST))
+        opened._vigil.began(0)
+        with pytest.raises(WorkerError, match=r"^step 0 is not done after 1 s; not through it: rank 0 on"):
             opened.collect()
 
 
 def test_no_room(engines: dict[str, Path]) -> None:
     plan = GroupPlan(
         engine_dir=engines["tp2"],
-        num_blocks=NUM_BLOCKS,
+        blocks=lambda _free_bytes: NUM_BLOCKS,
         kind="gloo",
         room=Room(num_cpus=1000),
         bounds=Bounds(start_s=1),

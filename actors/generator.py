@@ -1,0 +1,103 @@
+"""Requests in, news of their texts out: plans the next step while the last one runs."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from types import TracebackType
+
+from actors.messages import Order, Request, StepPlan, StepResult, Tokens, packed, slots_of
+from actors.ranks import Ranks
+from actors.sampler import with_seed
+from actors.scheduler import Scheduler
+from builders.engine_manifest import EngineManifest
+from builders.limits import Limits
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pace:
+    """How far plans are ahead of results."""
+
+    steps: int
+    """That are under way at once."""
+    fed: bool
+    """Ranks have to be told what was sampled: with several stages, the first does not see it."""
+
+
+class Generator:
+    """One thread uses it."""
+
+    def __init__(
+        self, ranks: Ranks, scheduler: Scheduler, pace: Pace, manifest: EngineManifest, eos: frozenset[int]
+    ) -> None:
+        self._ranks, self._scheduler, self._pace = ranks, scheduler, pace
+        self.manifest, self.eos = manifest, eos
+        self._plans: deque[StepPlan] = deque()
+        self._last = LastTokens()
+
+    @property
+    def limits(self) -> Limits:
+        return self.manifest.limits
+
+    @property
+    def has_work(self) -> bool:
+        return self._scheduler.has_work
+
+    def add(self, request: Request) -> None:
+        """Queue a request, or refuse what can never be done."""
+        self._scheduler.add(_seeded(request))
+
+    def cancel(self, request: str, index: int | None = None) -> None:
+        """End a request's texts, or one of them, without further news; if they ended already, do nothing."""
+        self._scheduler.cancel(request, index)
+
+    def step(self) -> list[Tokens]:
+        """Wait for the oldest step under way; the news that it brings."""
+        while len(self._plans) < self._pace.steps and (plan := self._scheduler.schedule()):
+            self._plans.append(plan)
+            self._ranks.submit(Order(plan, self._last.of(plan) if self._pace.fed else b""))
+        if not self._plans:
+            return []
+        result = self._ranks.collect()
+        plan = self._plans.popleft()
+        if self._pace.fed:
+            self._last.take(plan, result)
+        return self._scheduler.update(result)
+
+    def check_integrity(self) -> None:
+        """Nothing is lost, nothing held that should not be: see `Scheduler.check_integrity`."""
+        self._scheduler.check_integrity()
+
+    def close(self) -> None:
+        self._ranks.close()
+
+    def __enter__(self) -> Generator:
+        return self
+
+    def __exit__(
+        self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _seeded(request: Request) -> Request:
+    """With a seed: ranks that choose together must draw alike."""
+    return Request(request.id, request.prompt, with_seed(request.params), request.namespace)
+
+
+@dataclass
+class LastTokens:
+    """What every slot sampled last, as far as results have come."""
+
+    _tokens: dict[int, int] = field(default_factory=dict)
+
+    def of(self, plan: StepPlan) -> bytes:
+        """Of the slots that decode."""
+        return packed([self._tokens[slot] for slot in slots_of(plan.decode)])
+
+    def take(self, plan: StepPlan, result: StepResult) -> None:
+        """By the rows of a step."""
+        slots = slots_of(plan.decode)
+        slots += [run.slot for run in plan.runs for _ in run.tokens]
+        slots += [slot for chunk in plan.chunks for slot in chunk.sampled]
+        self._tokens.update(zip(slots, result.tokens, strict=True))

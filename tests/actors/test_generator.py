@@ -1,0 +1,104 @@
+"""One rank without Ray: what everyone gets in company is what Transformers gives them alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from actors.generator import Generator, Pace
+from actors.messages import Request
+from actors.open_generator import GeneratorOptions, open_generator
+from actors.sampling_params import SamplingParams
+from builders.errors import UserError
+from builders.mapping import Mapping
+from tests.actors.scenario import LIMITS, NUM_BLOCKS, Scenario
+from tests.actors.subjects import FAMILIES, Subject
+from tests.actors.wishes import EOS, prompt_of, texts_of
+
+Subjects = Callable[[str], Subject]
+
+
+def opened(folder: Path, *, draft_tokens: int = 0) -> Generator:
+    return open_generator(folder, GeneratorOptions(num_blocks=NUM_BLOCKS, draft_tokens=draft_tokens))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("draft_tokens", [0, 3])
+def test_everyone_gets_what_transformers_gives(
+    name: str, draft_tokens: int, subjects: Subjects, tmp_path: Path
+) -> None:
+    subject = subjects(name)
+    with opened(subject.engine(Mapping(), tmp_path / "engine"), draft_tokens=draft_tokens) as generator:
+        scenario = Scenario(generator, subject.wishes)
+        scenario.run()
+    scenario.check(subject.model)
+    scenario.check_variety()
+
+
+@pytest.mark.parametrize("steps", [2, 3])
+@pytest.mark.parametrize("draft_tokens", [0, 3])
+def test_steps_ahead_of_results(steps: int, draft_tokens: int, subjects: Subjects, tmp_path: Path) -> None:
+    """As on a GPU: what a step has sampled is read after the next one has begun."""
+    subject = subjects("llama2-gqa")
+    with opened(subject.engine(Mapping(), tmp_path / "engine"), draft_tokens=draft_tokens) as generator:
+        generator._pace = Pace(steps=steps, fed=False)
+        scenario = Scenario(generator, subject.wishes)
+        scenario.run()
+    scenario.check(subject.model)
+    scenario.check_variety()
+
+
+def test_right_guesses_save_steps(subjects: Subjects, tmp_path: Path) -> None:
+    subject, prompt = subjects("llama2-gqa"), prompt_of(2, 1)
+    params = SamplingParams(max_tokens=40, temperature=0)
+    folder, steps = subject.engine(Mapping(), tmp_path / "engine"), {}
+    for draft_tokens in (0, 4):
+        with opened(folder, draft_tokens=draft_tokens) as generator:
+            generator.add(Request("r", tuple(prompt), params))
+            found: list[int] = []
+            while generator.has_work:
+                found += [token for one in generator.step() for token in one.tokens]
+                steps[draft_tokens] = steps.get(draft_tokens, 0) + 1
+        assert tuple(found) == texts_of(subject.model, prompt, params)[0]
+    assert steps[4] < 0.75 * steps[0]
+
+
+def test_what_is_known_of_an_engine(subjects: Subjects, tmp_path: Path) -> None:
+    folder = subjects("llama2-gqa").engine(Mapping(), tmp_path / "engine")
+    with open_generator(folder) as generator:
+        assert (generator.limits, generator.eos) == (LIMITS, {EOS})
+        assert generator.manifest.checkpoint.spec.family == "llama"
+        assert not generator.has_work and generator.step() == []
+        with pytest.raises(UserError, match="prompt of 33 tokens: must have from 1 to 32"):
+            generator.add(Request("r", (1,) * 33, SamplingParams()))
+
+
+def test_without_a_seed_texts_differ(subjects: Subjects, tmp_path: Path) -> None:
+    folder = subjects("llama2-gqa").engine(Mapping(), tmp_path / "engine")
+    texts: dict[str, list[int]] = {"a": [], "b": []}
+    with open_generator(folder) as generator:
+        for name in texts:
+            generator.add(Request(name, (5, 6), SamplingParams(max_tokens=20)))
+        while generator.has_work:
+            for one in generator.step():
+                texts[one.request] += one.tokens
+    assert texts["a"] != texts["b"]
+
+
+def test_a_name_is_used_again_while_its_cancelled_search_runs(subjects: Subjects, tmp_path: Path) -> None:
+    """What the old search's last step has found is not the new one's."""
+    subject = subjects("llama2-gqa")
+    (wish,) = [wish for wish in subject.wishes if wish.request.id == "beams"]
+    with opened(subject.engine(Mapping(), tmp_path / "engine")) as generator:
+        generator._pace = Pace(steps=2, fed=False)
+        generator.add(Request("company", (9,), SamplingParams(max_tokens=40, ignore_eos=True)))
+        generator.add(Request("beams", (3, 4, 5), wish.request.params))
+        for _ in range(7):
+            generator.step()
+        generator.cancel("beams")
+        generator.add(wish.request)
+        news = [one for _ in range(40) for one in generator.step()]
+        generator.check_integrity()
+    assert [one.tokens for one in news if one.request == "beams"] == wish.texts
