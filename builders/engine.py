@@ -93,6 +93,8 @@ class TorchEngine:
         inputs: dict[str, Any] = {f"step_{name}": value for name, value in vars(step).items()}
         if self._embed is not None:
             (x,) = self._embed({"ids": x, "positions": step.positions})
+        else:
+            x = x.clone()  # layers may write over their input, and this one is the caller's
         inputs |= self._angles(inputs)
         for layer, cache in zip(self._layers, self._caches, strict=True):
             assert layer is not None, "every layer has a block"

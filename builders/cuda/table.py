@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from builders.cuda.launch import AttendKernel, Kernel, LinearKernel, WriteKernel
+from builders.cuda.attend import AttendKernel, RotateAndAttendKernel
+from builders.cuda.launch import Kernel, LinearKernel
 from builders.cuda.moe import MoeKernel
 
 KERNELS: Mapping[str, Kernel] = {
     "fused.linear": LinearKernel(),
-    "fused.rotate_and_write": WriteKernel(),
+    "fused.rotate_and_attend": RotateAndAttendKernel(),
     "fused.attend": AttendKernel(),
     "rankforge.moe": MoeKernel(),
 }
