@@ -68,10 +68,9 @@ class Chooser:
         row = torch.full((1,), self._sampler.nobody, device=self._device)
         self._sampler.sample(torch.zeros(1, self._vocab_size, device=self._device), row, row, everything)
 
-    @property
-    def is_plain(self) -> bool:
+    def is_plain(self, plan: StepPlan) -> bool:
         """Nobody wants more than the likeliest tokens."""
-        return self._sampler.all_needs == Needs() and not self._wants_logits
+        return self._sampler.all_needs == Needs() and not (self._wants_logits or plan.beams)
 
     def taken(self, plan: StepPlan, batch: Batch) -> Pending:
         """The step's tokens, where `greedily` has chosen them."""

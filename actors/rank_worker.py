@@ -95,7 +95,7 @@ class RankWorker:
         chooser = self._chooser
         if chooser is None:
             return Pending(done=mark(self._device), result=None)
-        if captured and chooser.is_plain:
+        if captured and chooser.is_plain(order.plan):
             chosen = chooser.taken(order.plan, batch)
         else:
             chosen = chooser.choose(order.plan, batch, out)
