@@ -32,6 +32,7 @@ from builders.kernels.linear import (
     scratch_size,
 )
 from builders.kernels.norm import NORM_CONFIGS, Norm, norm
+from builders.kernels.reduce import PeerBuffers
 from builders.limits import Limits
 from builders.spec import NormKind
 
@@ -43,6 +44,8 @@ class Launch:
     scratch: Scratch | None = None
     tiles: Callable[[int], Tensor] | None = None
     """For steps with prompts: how attention is cut, [n, 3] for tiles of so many rows."""
+    peers: PeerBuffers | None = None
+    """Where ranks sum up by kernels of ours; otherwise a communicator does."""
 
 
 class Kernel(Protocol):
@@ -56,6 +59,10 @@ class Kernel(Protocol):
 
     def output(self, args: Sequence[Any]) -> Tensor:
         """Room for the result."""
+
+    def takes(self, args: Sequence[Any], launch: Launch) -> bool:
+        """Whether these arguments are for it, and not for PyTorch: all are, unless told."""
+        return True
 
     def calls(self, config: Config, args: Sequence[Any], out: Tensor, launch: Launch) -> list[Call]:
         """What to launch."""

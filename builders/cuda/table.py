@@ -6,10 +6,12 @@ from collections.abc import Mapping
 
 from builders.cuda.launch import AttendKernel, Kernel, LinearKernel, WriteKernel
 from builders.cuda.moe import MoeKernel
+from builders.cuda.reduce import AllReduceKernel
 
 KERNELS: Mapping[str, Kernel] = {
     "fused.linear": LinearKernel(),
     "fused.rotate_and_write": WriteKernel(),
     "fused.attend": AttendKernel(),
+    "fused.all_reduce": AllReduceKernel(),
     "rankforge.moe": MoeKernel(),
 }
