@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import torch
+
 from builders.fuse.graph import Graph, is_value, value
+from builders.kernels.reduce import can_reduce
 from builders.program import Instruction
 
 REDUCE = "fused.all_reduce"
-
-_DTYPES = ("bfloat16", "float16", "float32")
-_MOST_RANKS = 8
-"""Of a node that a kernel is made for."""
 
 
 def over_ranks(graph: Graph, step: Instruction) -> tuple[Instruction, ...] | None:
@@ -17,13 +16,13 @@ def over_ranks(graph: Graph, step: Instruction) -> tuple[Instruction, ...] | Non
     if step.op != "rankforge.all_reduce":
         return None
     x, ranks = step.args
-    if ranks > _MOST_RANKS or graph.types[x["value"]].dtype not in _DTYPES:
+    if not can_reduce(getattr(torch, graph.types[x["value"]].dtype), ranks):
         return None
     return (Instruction(op=REDUCE, args=(x, ranks, None), kwargs={}, out=step.out),)
 
 
 def before_residual(graph: Graph, step: Instruction) -> tuple[Instruction, ...] | None:
-    """The sum of ranks with a value of the same type: with another it would be a broadcast or a conversion."""
+    """Together with a value of the same type: with another it would be a broadcast or a conversion."""
     if step.op != "aten.add" or step.kwargs or not all(map(is_value, step.args)):
         return None
     for residual, arg in (step.args, step.args[::-1]):

@@ -7,20 +7,20 @@ import triton.language as tl
 from builders.kernels.parts_kernel import await_previous, release_next
 
 # Data travel in packets of 8 bytes: 4 of data, and 4 that say of which call they are. Nothing else is waited
-# for: no barrier, no second way. Why no rank ever takes a packet of another call:
+# for: no barrier, no answer. Why no rank ever takes a packet of another call:
 #
-# - A packet is one aligned store of 8 bytes and one load of 8: data and epoch arrive together or not at all,
-#   in whatever order packets do. Stores go through to memory (.wt), loads come from there (volatile).
+# - A packet is one aligned store of 8 bytes and one load of 8: data and epoch arrive together or not at all, in
+#   whatever order packets do. Stores go through to memory (.wt), loads look there (volatile).
 # - Block b of every launch, large or small, writes and reads the same region, counts its own calls, and always
-#   writes the region whole. Ranks launch the same sizes in the same order, so a block's count is the same on
-#   all of them at the same call.
-# - Regions are there twice, for even and odd epochs. What is in one is of epoch e - 2, all of it, or is zeros
-#   before the first two calls: never taken for e, even when the 32 bits begin anew.
-# - Nobody is overwritten who has not read: a rank that writes epoch e + 1 has taken the peer's packets of e,
-#   and the peer wrote those when its launch of e - 1, in the same half of memory, had ended.
+#   writes all of the region. Ranks launch the same sizes in the same order, so a block's count is the same on
+#   all of them in the same call.
+# - There are two of each region, for even and odd epochs. What is in one before epoch e is all of epoch e - 2,
+#   or zeros before a block's first two calls: never taken for e, nor when the 32 bits begin anew.
+# - What is not read yet is not overwritten: a rank that writes epoch e + 1 has taken the peer's packets of e,
+#   which the peer wrote when its call e - 1, in the same half of memory, had ended.
 #
-# A launch waits for its peers with all blocks on the device (`MOST_BLOCKS` are few, of one warp each). The next
-# kernel may start beside it, but no call's work begins before the call before has ended: `await_previous`.
+# Waiting blocks are all on the device: a launch has at most `MOST_BLOCKS`, of one warp each. The next kernel may
+# start beside them, but no call's work begins before the call before it has ended: `await_previous`.
 
 
 @triton.jit
@@ -49,8 +49,8 @@ def all_reduce(
 ):
     """y = the sum of all ranks' x + residual, each as words of 4 bytes; the same bits on every rank.
 
-    `inbox` [2, RANKS, BLOCKS, PACKETS] is this rank's; the others' are in the order of ranks. PUSH and TAKE are
-    the two halves of a call, which tests do one after another.
+    `inbox` [2, RANKS, BLOCKS, PACKETS] is this rank's; the others' are in the order of ranks. PUSH and TAKE
+    are the two halves of a call, which tests do one after another.
     """
     release_next(OVERLAP)
     block = tl.program_id(0)
