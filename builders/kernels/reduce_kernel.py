@@ -9,18 +9,19 @@ from builders.kernels.parts_kernel import await_previous, release_next
 # Data travel in packets of 8 bytes: 4 of data, and 4 that say of which call they are. Nothing else is waited
 # for: no barrier, no answer. Why no rank ever takes a packet of another call:
 #
-# - A packet is one aligned store of 8 bytes and one load of 8: data and epoch arrive together or not at all, in
-#   whatever order packets do. Stores go through to memory (.wt), loads look there (volatile).
-# - Block b of every launch, large or small, writes and reads the same region, counts its own calls, and always
-#   writes all of the region. Ranks launch the same sizes in the same order, so a block's count is the same on
-#   all of them in the same call.
-# - There are two of each region, for even and odd epochs. What is in one before epoch e is all of epoch e - 2,
-#   or zeros before a block's first two calls: never taken for e, nor when the 32 bits begin anew.
+# - A packet is one aligned store of 8 bytes and one load of 8: data and epoch arrive together or not at all,
+#   in whatever order packets do. Stores go through to memory (.wt), loads look there (volatile): for the
+#   device, both are strong accesses of the whole system.
+# - Block b of every launch, large or small, writes and reads the same region, counts its own calls, and
+#   always writes all of the region. Ranks launch the same sizes in the same order, so a block's count is the
+#   same on all of them in the same call.
+# - There are two of each region, for even and odd epochs. What is in one before epoch e is all of epoch
+#   e - 2, or zeros before a block's first two calls: never taken for e, nor when the 32 bits begin anew.
 # - What is not read yet is not overwritten: a rank that writes epoch e + 1 has taken the peer's packets of e,
 #   which the peer wrote when its call e - 1, in the same half of memory, had ended.
 #
-# Waiting blocks are all on the device: a launch has at most `MOST_BLOCKS`, of one warp each. The next kernel may
-# start beside them, but no call's work begins before the call before it has ended: `await_previous`.
+# Waiting blocks are all on the device: a launch has at most `MOST_BLOCKS`, of one warp each. The next kernel
+# may start beside them, but no call's work begins before the call before it has ended: `await_previous`.
 
 
 @triton.jit
