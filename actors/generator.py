@@ -8,7 +8,7 @@ from types import TracebackType
 
 from actors.messages import Order, Request, StepPlan, StepResult, Tokens, packed, slots_of
 from actors.ranks import Ranks
-from actors.sampler import with_seed
+from actors.sampler import check_tokens, with_seed
 from actors.scheduler import Scheduler
 from builders.engine_manifest import EngineManifest
 from builders.limits import Limits
@@ -45,6 +45,7 @@ class Generator:
 
     def add(self, request: Request) -> None:
         """Queue a request, or refuse what can never be done."""
+        check_tokens(request.params, request.prompt, self.manifest.checkpoint.spec.vocab_size)
         self._scheduler.add(_seeded(request))
 
     def cancel(self, request: str, index: int | None = None) -> None:

@@ -1,6 +1,6 @@
 """Chooses tokens from logits on the device, every row as its request wants it.
 
-The order: penalties, biases, ends that come too early, temperature, top-k, top-p, min-p, a draw. `sample`
+The order: biases, penalties, ends that come too early, temperature, top-k, top-p, min-p, a draw. `sample`
 never waits for the device, and reads nothing from the host but what its `needs` say, so a CUDA graph can hold
 it for every number of rows, needs and `layout`.
 
@@ -145,7 +145,7 @@ class Sampler:
         """
         if slot in self._needs or not 0 <= slot < self.nobody:
             raise ValueError(f"slot {slot} of {self.nobody} is not free")
-        self._check(params, prompt)
+        check_tokens(params, prompt, self._vocab_size)
         needs = Needs.of(params)
         self._write(
             slot, params, len(prompt), secrets.randbits(63) if params.seed is None else params.seed + index
@@ -159,15 +159,6 @@ class Sampler:
         self._needs[slot] = needs
         self._kinds[needs] += 1
         self.all_needs = Needs.union(self._kinds)
-
-    def _check(self, params: SamplingParams, prompt: Sequence[int]) -> None:
-        for name, tokens in (
-            ("logit_bias", params.logit_bias),
-            ("stop_token_ids", params.stop_token_ids),
-            ("prompt", prompt),
-        ):
-            if tokens and (min(tokens) < 0 or max(tokens) >= self._vocab_size):
-                raise UserError(f"{name}: tokens must be from 0 to {self._vocab_size - 1}")
 
     def _ends(self, params: SamplingParams) -> set[int]:
         eos = set() if params.ignore_eos else {token for token in self._eos if token < self._vocab_size}
@@ -216,13 +207,13 @@ class Sampler:
     def adjusted(
         self, scores: Tensor, slots: Tensor, positions: Tensor, needs: Needs | None = None
     ) -> Tensor:
-        """Scores [R, V] after penalties, biases and bars, which is all that beam search wants."""
+        """Scores [R, V] after biases, penalties and bars, which is all that beam search wants."""
         needs = needs or self.all_needs
+        if needs.bias:
+            scores = self._biases.added(scores, slots)
         if needs.penalties:
             repetition, presence, frequency = self._reals[slots][:, 3:6].float().unbind(-1)
             scores = self._spoken.penalized(scores, slots, (repetition, presence, frequency))
-        if needs.bias:
-            scores = self._biases.added(scores, slots)
         if needs.bars:
             scores = self._bars.added(scores, slots, positions < self._integers[slots][:, 2])
         return scores
@@ -272,6 +263,17 @@ def in_parts(scores: Tensor) -> Tensor:
     best, places = scores.unflatten(-1, (parts, size // parts)).max(-1)
     part = best.argmax(-1, keepdim=True)
     return (places.gather(1, part) + part * (size // parts))[:, 0]
+
+
+def check_tokens(params: SamplingParams, prompt: Sequence[int], vocab_size: int) -> None:
+    """Refuse tokens that the model does not have."""
+    for name, tokens in (
+        ("logit_bias", params.logit_bias),
+        ("stop_token_ids", params.stop_token_ids),
+        ("prompt", prompt),
+    ):
+        if tokens and (min(tokens) < 0 or max(tokens) >= vocab_size):
+            raise UserError(f"{name}: tokens must be from 0 to {vocab_size - 1}")
 
 
 def with_seed(params: SamplingParams) -> SamplingParams:

@@ -2,9 +2,9 @@
 
     python -m benchmarks.all_reduce [--ranks 2] [--calls 200] [--replays 20]
 
-Every row is one size in bfloat16. "with residual" adds a tensor on the way, which the others do by a kernel of
-their own. The first row is one block of one warp: what a call costs that carries next to nothing. Results are
-compared with a sum in float32 before anything is timed.
+Every row is one size in bfloat16. "with residual" adds a tensor on the way, which the others do by a kernel
+of their own. The first row is one block of one warp: what a call costs that carries next to nothing. Results
+are compared with a sum in float32 before anything is timed.
 """
 
 from __future__ import annotations

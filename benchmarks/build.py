@@ -111,7 +111,12 @@ TARGETS: Mapping[str, Target] = {
     "cpu": Target(config=CONFIG, options={"target": "cpu", "dtype": "float32"}, load_and_step=on_cpu),
     "cuda": Target(
         config=build_cuda.CONFIG,
-        options={"target": "cuda", "dtype": "bfloat16", "no_weights": True},
+        options={
+            "target": "cuda",
+            "dtype": "bfloat16",
+            "no_weights": True,
+            "max_batch_size": max(batch for batch, _ in build_cuda.BATCHES),
+        },
         load_and_step=build_cuda.load_and_step,
     ),
 }
@@ -184,7 +189,10 @@ def with_weights(built: Built, flags: Mapping[str, Any]) -> Built:
 
     checkpoint = write_weights(built.engine, built.engine.parent / "checkpoint", "cuda")
     options = BuildOptions(
-        checkpoint_dir=checkpoint, output_dir=built.engine.parent / "whole", target=flags["target"]
+        checkpoint_dir=checkpoint,
+        output_dir=built.engine.parent / "whole",
+        target=flags["target"],
+        max_batch_size=flags["max_batch_size"],
     )
     done = build(options, LineReporter(io.StringIO(), as_json=False))
     assert done.num_built == 0, f"{done.num_built} of {done.num_units} units were built again"

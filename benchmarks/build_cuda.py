@@ -17,8 +17,20 @@ CONFIG = {
     "max_position_embeddings": 8192,
     "rope_theta": 500000.0,
 }
-BATCHES = ((1, 256), (2, 256), (4, 256), (8, 256), (16, 256), (32, 256), (64, 640), (64, 1500))
+BATCHES = (
+    (1, 256),
+    (2, 256),
+    (4, 256),
+    (8, 256),
+    (16, 256),
+    (32, 256),
+    (64, 640),
+    (64, 1500),
+    (128, 640),
+    (256, 640),
+)
 """Sequences, and tokens of each in the cache."""
+NUM_BLOCKS = max(batch * -(-context // 32) for batch, context in BATCHES)
 PROMPTS = (512, 4096, 8192)
 """Tokens of a step that are prompts of 512 each."""
 REPEATS = 20
@@ -98,7 +110,7 @@ def measure_steps(engine: Path) -> Steps:
     from builders.engine_folder import load_engine
 
     read = _read_bandwidth()
-    rank = load_engine(engine, 0, num_blocks=64 * 64)
+    rank = load_engine(engine, 0, num_blocks=NUM_BLOCKS)
     assert isinstance(rank, CudaEngine), "built for a CUDA device"
     began = time.perf_counter()
     rank.prepare()

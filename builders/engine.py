@@ -93,6 +93,8 @@ class TorchEngine:
         inputs: dict[str, Any] = {f"step_{name}": value for name, value in vars(step).items()}
         if self._embed is not None:
             (x,) = self._embed({"ids": x, "positions": step.positions})
+        else:
+            x = x.clone()  # layers may write over their input, and this one is the caller's
         inputs |= self._angles(inputs)
         for layer, cache in zip(self._layers, self._caches, strict=True):
             assert layer is not None, "every layer has a block"
@@ -104,8 +106,10 @@ class TorchEngine:
         return x
 
     def copy_blocks(self, copies: Sequence[tuple[int, int]]) -> None:
-        sources, targets = zip(*copies, strict=True) if copies else ((), ())
-        if {*sources} & {*targets}:
+        if not copies:
+            return
+        sources, targets = zip(*copies, strict=True)
+        if {*sources} & {*targets} or len({*targets}) < len(targets):
             for copy in copies:
                 self.copy_blocks([copy])
             return

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from typing import Any
 
 from builders.program import Instruction, Program
 
-WRITING = frozenset({"rankforge.attention", "fused.rotate_and_write", "fused.write"})
+WRITING = frozenset({"rankforge.attention", "fused.rotate_and_attend", "fused.write"})
 """Operators that write to the cache: they stay, whether or not their results are read."""
 
 VIEWS = frozenset(
     """
     getitem aten.to aten.narrow aten.unsqueeze aten.flatten aten.unflatten aten.split_with_sizes aten.chunk
-    fused.rotate_and_write
     """.split()
 )
 """Operators whose result may be their first argument's memory."""
@@ -48,14 +47,14 @@ def _values(args: list[Any]) -> Iterator[str]:
             yield arg["value"]
 
 
-def last_uses(program: Program) -> tuple[tuple[str, ...], ...]:
+def last_uses(program: Program, owned: Collection[str] = ()) -> tuple[tuple[str, ...], ...]:
     """For every instruction, the results whose memory nothing needs once it has run.
 
     Results that may share memory end together. Those that may share it with an output, or with what the
-    program was given, never end.
+    program was given and does not own, never end.
     """
-    shared = _sharing(program)
-    results = {step.out for step in program.instructions}
+    shared = _sharing(program) | {name: name for name in owned if name in program.inputs}
+    results = {*(step.out for step in program.instructions), *owned}
     needed = {shared.get(name, name) for name in program.outputs}
     needed |= {owner for owner in shared.values() if owner not in results}
     ended = []

@@ -98,7 +98,8 @@ TABLE = (
     ),
     _kept(
         "`--max_attention_window_size N` of `run.py` and `summarize.py`",
-        "`rankforge build --max_attention_window_size N`, one size for all layers",
+        "`rankforge build --max_attention_window_size N`, one size for all layers; `run` and `summarize` "
+        "check that the engine has it",
     ),
     Row(old=_PLUGINS, here="not needed: there are no plugins to choose"),
     Row(old=_QUANTIZATION, here="not there yet: comes with `rankforge quantize`"),

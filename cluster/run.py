@@ -14,8 +14,9 @@ from transformers import PreTrainedTokenizerBase
 from actors.detokenizer import Words
 from actors.open_generator import GeneratorOptions, open_generator
 from actors.sampling_params import SamplingParams
-from builders.engine_manifest import EngineManifest, held_program, read_engine
+from builders.engine_manifest import EngineManifest
 from builders.errors import UserError
+from cluster.engine_of import engine_of
 from cluster.generation import check, generate
 from cluster.prompts import Row, check_prompts, prompts_of, read_inputs
 from cluster.ray_cluster import connect
@@ -100,7 +101,7 @@ def _prepare(options: RunOptions) -> _Prepared:
     """The cheapest checks come first."""
     check_outputs(options)
     params, inputs = choice_of(options), read_inputs(options)
-    manifest = _whole_engine(options.engine_dir)
+    manifest = engine_of(options.engine_dir, options.max_attention_window_size)
     vocab_size = manifest.checkpoint.spec.vocab_size
     tokenizer = open_tokenizer(options.engine_dir, options.tokenizer_dir)
     if tokenizer is None:
@@ -114,14 +115,6 @@ def _prepare(options: RunOptions) -> _Prepared:
     generator = _generator_options(options, manifest)
     check(prompts, params, manifest.limits, generator.num_blocks)
     return _Prepared(prompts=prompts, params=params, ends=ends, tokenizer=tokenizer, generator=generator)
-
-
-def _whole_engine(folder: Path) -> EngineManifest:
-    """The manifest of an engine that has all its ranks, and their weights."""
-    manifest = read_engine(folder)
-    for rank in range(len(manifest.ranks)):
-        held_program(folder, manifest, rank)
-    return manifest
 
 
 def _check_without_words(options: RunOptions) -> None:

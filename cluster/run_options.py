@@ -146,6 +146,12 @@ class RunOptions:
     max_tokens_in_paged_kv_cache: int | None = option(
         None, help="Tokens that the cache holds, whatever the memory.", group=_RUNTIME, least=1
     )
+    max_attention_window_size: int | None = option(
+        None,
+        help="How far back attention sees, as the engine was built: its kernels know no other.",
+        group=_RUNTIME,
+        least=1,
+    )
     prompt_lookup_num_tokens: int = option(
         0,
         help="Guess so many tokens at once from what the text has already; greedy texts stay the same.",

@@ -9,9 +9,10 @@ from transformers import PreTrainedTokenizerBase
 
 from actors.open_generator import ends_of
 from actors.sampling_params import SamplingParams
-from builders.engine_manifest import EngineManifest, read_engine
+from builders.engine_manifest import EngineManifest
 from builders.errors import SourceError, UserError
 from cluster.dataset import Article, read_articles
+from cluster.engine_of import engine_of
 from cluster.hub import fetch
 from cluster.prompts import check_prompts
 from cluster.rouge import Scorer
@@ -54,7 +55,9 @@ class Job:
 def prepared(options: SummarizeOptions) -> Job:
     """The cheapest checks come first, what is fetched comes last."""
     check_options(options)
-    manifest = read_engine(options.engine_dir) if options.engine_dir else None
+    manifest = (
+        engine_of(options.engine_dir, options.max_attention_window_size) if options.engine_dir else None
+    )
     if manifest and options.test_engine:
         check_engine(options, manifest)
     names = tuple(name for name, wanted in _wanted(options).items() if wanted)

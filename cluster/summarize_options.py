@@ -104,5 +104,6 @@ class SummarizeOptions:
     )
     json: bool = option(False, help="Print the table as JSON.", group=_OUTPUT)
     kv_cache_free_gpu_memory_fraction: float = same(RunOptions, "kv_cache_free_gpu_memory_fraction")
+    max_attention_window_size: int | None = same(RunOptions, "max_attention_window_size")
     address: str | None = same(RunOptions, "address")
     given: frozenset[str] = given()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -51,7 +51,9 @@ class On:
     dtype: torch.dtype = torch.float32
 
 
-def kernel_pair(model: PreTrainedModel, folder: Path, limits: Limits, on: On) -> Pair:
+def kernel_pair(
+    model: PreTrainedModel, folder: Path, limits: Limits, on: On, *, sequences: int | None = None
+) -> Pair:
     """Both, with caches of their own; the plain one computes in float32 with the weights of the other."""
     model.save_pretrained(folder / "model")
     out = convert_opened(open_folder(folder / "model"), Mapping(), folder / "out")
@@ -76,12 +78,17 @@ def kernel_pair(model: PreTrainedModel, folder: Path, limits: Limits, on: On) ->
     return Pair(
         plain=by_pytorch(wide, torch.float32),
         rounded=by_pytorch(weights | constants, on.dtype),
-        kernels=with_kernels(graphs(on.dtype), there, caches(on.dtype, on.device), limits, on),
+        kernels=with_kernels(graphs(on.dtype), there, caches(on.dtype, on.device), limits, on, sequences),
     )
 
 
 def with_kernels(
-    graphs: Graphs, tensors: dict[str, Tensor], caches: list[LayerCache], limits: Limits, on: On
+    graphs: Graphs,
+    tensors: dict[str, Tensor],
+    caches: list[LayerCache],
+    limits: Limits,
+    on: On,
+    sequences: int | None,
 ) -> CudaEngine:
     """Every site with the likeliest of its candidates."""
     choices = first_choices(graphs, limits)
@@ -94,7 +101,7 @@ def with_kernels(
 
     inner = TorchEngine(pieces(graphs, piece), 0, tensors, caches)
     ids = torch.zeros(limits.max_sequences, dtype=torch.int64, device=on.device)
-    return CudaEngine(inner, context, limits, ids, trash=len(caches[0].k) - 1)
+    return CudaEngine(inner, context, limits, ids, trash=len(caches[0].k) - 1, sequences=sequences)
 
 
 def fused_programs(graphs: Graphs) -> list[Program]:
@@ -157,3 +164,8 @@ def following(step: Step) -> Step:
         block_table=step.block_table,
         wanted=rows,
     )
+
+
+def of_rows(step: Step, rows: Tensor, table: Tensor) -> Step:
+    """The same step, its sequences in these rows of a table that a device keeps."""
+    return replace(step, sequences=rows[step.sequences], block_table=table)

@@ -18,28 +18,43 @@ ANY = 0
 """The bucket of kernels that serve any number of rows."""
 
 _INTEGERS: Mapping[str, Mapping[int, str]] = {
-    "fused.rotate_and_write": {5: "positions", 6: "sequences", 7: "block_table"},
+    "fused.rotate_and_attend": {5: "positions", 6: "sequences", 7: "lengths", 8: "block_table"},
     "fused.attend": {3: "positions", 4: "sequences", 5: "lengths", 6: "block_table"},
 }
 """Which arguments say where tokens are, by their place."""
 
 
+_PROMPT_TOKENS = 4096
+"""Of a step with prompts: enough to fill a device several times over."""
+
+
+_CACHED_TOKENS = 2**18
+"""Of a batch: no more than takes memory that a device has to spare."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Load:
-    """What a site is timed with: a batch in the middle of its life, or one prompt."""
+    """What a site is timed with: a batch in the middle of its life, or prompts of equal length."""
 
     tokens: int
     batch: int
     context: int
     """Tokens of every sequence in the cache after the step."""
 
+    @property
+    def each(self) -> int:
+        """Tokens of every sequence in the step."""
+        return self.tokens // self.batch
+
     @staticmethod
     def of(rows: int, limits: Limits) -> Load:
-        """A batch of so many rows; for any number of rows, the longest prompt up to a bound."""
+        """A batch of so many rows; for any number of rows, the longest prompts up to a bound."""
         if rows == ANY:
             longest = min(limits.max_input_len, limits.max_num_tokens, 2048)
-            return Load(tokens=longest, batch=1, context=longest)
-        return Load(tokens=rows, batch=rows, context=max(1, min(limits.max_seq_len // 2, 1024)))
+            batch = max(1, min(limits.max_num_tokens, _PROMPT_TOKENS) // longest)
+            return Load(tokens=batch * longest, batch=batch, context=longest)
+        context = min(limits.max_seq_len // 4, 4096, _CACHED_TOKENS // rows)
+        return Load(tokens=rows, batch=rows, context=max(1, context))
 
 
 def example(site: Site, load: Load, device: str) -> list[Any]:
@@ -83,19 +98,24 @@ def _integers(name: str, load: Load, sizes: Mapping[str, int]) -> Tensor:
         return torch.arange(sizes["blocks"]).view(load.batch, sizes["table"])
     if name == "lengths":
         return torch.full((load.batch,), load.context)
-    if load.tokens > load.batch:
-        return torch.arange(load.tokens) if name == "positions" else torch.zeros(load.tokens)
-    return torch.full((load.tokens,), load.context - 1) if name == "positions" else torch.arange(load.tokens)
+    if name == "sequences":
+        return torch.arange(load.batch).repeat_interleave(load.each)
+    return torch.arange(load.context - load.each, load.context).repeat(load.batch)
 
 
 @dataclass(frozen=True)
 class PromptTiles:
-    """The tiles of a load that is one prompt, of any height."""
+    """The tiles of a load of prompts, of any height."""
 
     load: Load
     device: str
 
     def __call__(self, rows: int) -> Tensor:
         load = self.load
-        chunk = Chunk(sequence=0, first=0, tokens=load.tokens, position=load.context - load.tokens)
-        return torch.tensor(tile_table([chunk], rows), dtype=torch.int32, device=self.device)
+        chunks = [
+            Chunk(
+                sequence=index, first=index * load.each, tokens=load.each, position=load.context - load.each
+            )
+            for index in range(load.batch)
+        ]
+        return torch.tensor(tile_table(chunks, rows), dtype=torch.int32, device=self.device)

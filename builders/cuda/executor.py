@@ -12,6 +12,7 @@ from builders.cuda.example import ANY
 from builders.cuda.launch import Launch
 from builders.cuda.site import Site, sites_of
 from builders.cuda.table import KERNELS
+from builders.fuse.graph import is_value
 from builders.fuse.reference import fused_operators
 from builders.kernels.call import Config, Runner
 from builders.live import last_uses
@@ -25,6 +26,12 @@ class Context:
     runner: Runner
     launch: Launch
 
+
+_ATTENDING = ("fused.attend", "fused.rotate_and_attend")
+"""What has one kernel for steps with prompts and others for decoding."""
+
+OWNED = frozenset({"x"})
+"""Inputs that a program may write over: hidden states, which whoever made them does not read again."""
 
 Choices = Mapping[str, Config]
 """The configuration that was chosen, by `Site.key`."""
@@ -42,6 +49,8 @@ class Prepared:
     """By the largest number of rows that each serves; empty for PyTorch's own operators."""
     ends: tuple[str, ...]
     """Values that nothing reads afterwards."""
+    spent: frozenset[int]
+    """Places of arguments whose memory nothing needs afterwards."""
 
 
 class Executor:
@@ -61,7 +70,7 @@ class Executor:
                 kwargs = {name: decoded(arg, values) for name, arg in step.kwargs.items()}
                 values[step.out] = self._operators[step.op](*args, **kwargs)
             else:
-                values[step.out] = self._launched(step.op, config, args)
+                values[step.out] = self._launched(step, config, args)
             for name in step.ends:
                 del values[name]
         return [values[name] for name in self._outputs]
@@ -70,16 +79,16 @@ class Executor:
         """The kernel for this many rows; None where there is none and PyTorch has to do it."""
         if not step.configs or not KERNELS[step.op].takes(args, self._context.launch):
             return None
-        if self._context.launch.tiles is not None and step.op == "fused.attend":
+        if self._context.launch.tiles is not None and step.op in _ATTENDING:
             return step.configs.get(ANY)
         rows = args[0].shape[0]
-        assert step.op != "fused.attend" or rows <= max(step.configs), "more rows than the limits have"
+        assert step.op not in _ATTENDING or rows <= max(step.configs), "more rows than the limits have"
         fitting = [size for size in step.configs if size >= rows]
         return step.configs[min(fitting)] if fitting else step.configs.get(ANY)
 
-    def _launched(self, op: str, config: Config, args: Sequence[Any]) -> Tensor:
-        kernel = KERNELS[op]
-        out = kernel.output(args)
+    def _launched(self, step: Prepared, config: Config, args: Sequence[Any]) -> Tensor:
+        kernel = KERNELS[step.op]
+        out = kernel.room(config, args, step.spent)
         kernel.run(config, args, out, self._context.launch, self._context.runner)
         return out
 
@@ -96,8 +105,11 @@ def prepared(program: Program, choices: Choices) -> list[Prepared]:
             out=step.out,
             configs=_configs(sites[step.out], choices) if step.out in sites else {},
             ends=tuple(name for name in ends if name not in keep),
+            spent=frozenset(
+                place for place, arg in enumerate(step.args) if is_value(arg) and arg["value"] in ends
+            ),
         )
-        for step, ends in zip(program.instructions, last_uses(program), strict=True)
+        for step, ends in zip(program.instructions, last_uses(program, owned=OWNED), strict=True)
     ]
 
 

@@ -34,7 +34,7 @@ class Buffers:
         blocks = -(-limits.max_seq_len // limits.tokens_per_block)
         self.x, self._nobody, self._trash = x, sequences, trash
         self.table = torch.full((sequences + 1, blocks), trash, device=device)
-        self._places = torch.empty(2, len(x), dtype=torch.int64, device=device)
+        self._places = torch.empty(2, len(x) + len(x) % 2, dtype=torch.int64, device=device)
         self._every = torch.arange(len(x), device=device)
         self.clear()
 

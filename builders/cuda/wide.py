@@ -19,6 +19,11 @@ def is_wide(config: Config) -> bool:
     return "WIDE" in config.blocks
 
 
+def adds_up(layer: Linear) -> bool:
+    """Whether the product is added to the residual where that lies: copying it first costs a pass over it."""
+    return layer.bias is None and layer.activation is None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Wide:
     """One layer on its way: launches, the product, launches."""

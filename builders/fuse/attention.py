@@ -1,11 +1,11 @@
-"""Rules that bring attention to its kernels: one that fills the cache, one that reads it."""
+"""Rules that bring attention to its kernels: one that does all of it, or one that reads what was written."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
-from builders.fuse.graph import Graph, value
+from builders.fuse.graph import Graph
 from builders.program import Instruction
 
 
@@ -41,11 +41,19 @@ class Attention:
         caches = (self.k_cache, self.v_cache)
         return (*caches, self.positions, self.sequences, self.block_table, self.k_scale, self.v_scale)
 
+    @property
+    def where(self) -> tuple[Any, ...]:
+        """The cache, and what of it a step's tokens read."""
+        return (self.k_cache, self.v_cache, self.positions, self.sequences, self.lengths, self.block_table)
+
+    @property
+    def settings(self) -> tuple[Any, ...]:
+        """What is the same for every step."""
+        return (self.slopes, self.k_scale, self.v_scale, self.scale, self.window)
+
     def read(self, q: Any, out: str) -> Instruction:
         """Attention over what is in the cache."""
-        where = (self.k_cache, self.v_cache, self.positions, self.sequences, self.lengths, self.block_table)
-        settings = (self.slopes, self.k_scale, self.v_scale, self.scale, self.window)
-        return Instruction(op="fused.attend", args=(q, *where, *settings), kwargs={}, out=out)
+        return Instruction(op="fused.attend", args=(q, *self.where, *self.settings), kwargs={}, out=out)
 
 
 def packed_heads(graph: Graph, step: Instruction) -> tuple[Instruction, ...] | None:
@@ -58,15 +66,9 @@ def packed_heads(graph: Graph, step: Instruction) -> tuple[Instruction, ...] | N
     if q is None or k is None or v is None or not _are_packed(graph, q, k, v):
         return None
     qkv, clip = _unclipped(graph, q.split.args[0])
-    out = f"{step.out}.q"
     heads = q.split.args[1][0] // q.dim
-    write = Instruction(
-        op="fused.rotate_and_write",
-        args=(qkv, *q.angles, *attention.place, heads, clip),
-        kwargs={},
-        out=out,
-    )
-    return write, attention.read(value(out), step.out)
+    args = (qkv, *q.angles, *attention.where, *attention.settings, heads, clip)
+    return (Instruction(op="fused.rotate_and_attend", args=args, kwargs={}, out=step.out),)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -41,7 +41,7 @@ def _normalized(x: Tensor, weight: Tensor, bias: Tensor | None, norm: str, eps: 
     return F.layer_norm(x, weight.shape, weight + 1 if norm == "layer1p" else weight, bias, eps)
 
 
-def rotate_and_write(
+def rotate_and_attend(
     qkv: Tensor,
     cos: Tensor | None,
     sin: Tensor | None,
@@ -49,16 +49,19 @@ def rotate_and_write(
     v_cache: Tensor,
     positions: Tensor,
     sequences: Tensor,
+    lengths: Tensor,
     block_table: Tensor,
+    slopes: Tensor | None,
     k_scale: Tensor | None,
     v_scale: Tensor | None,
+    scale: float,
+    window: int,
     heads: int,
     clip: float | None,
 ) -> Tensor:
-    """q [T, heads, D], rotated; k, rotated, and v go to the cache.
+    """q and k rotated, k and v written to the cache, then causal attention [T, heads, D].
 
     qkv [T, (heads + 2 kv heads) · D] is first limited to ±clip; without cos and sin nothing is rotated.
-    q may be the memory of its part of qkv.
     """
     kv_heads, dim = k_cache.shape[2:]
     packed = (qkv if clip is None else qkv.clamp(-clip, clip)).unflatten(-1, (-1, dim))
@@ -66,7 +69,8 @@ def rotate_and_write(
     if cos is not None and sin is not None:
         q, k = rotated(q, cos, sin), rotated(k, cos, sin)
     write(k, v, k_cache, v_cache, positions, sequences, block_table, k_scale, v_scale)
-    return q
+    where = (k_cache, v_cache, positions, sequences, lengths, block_table)
+    return attend(q, *where, slopes, k_scale, v_scale, scale, window)
 
 
 def attend(
@@ -120,7 +124,7 @@ def fused_operators() -> Operators:
     return {
         "fused.embed": embed,
         "fused.linear": linear,
-        "fused.rotate_and_write": rotate_and_write,
+        "fused.rotate_and_attend": rotate_and_attend,
         "fused.write": write,
         "fused.attend": attend,
         "fused.all_reduce": all_reduce,

@@ -23,6 +23,7 @@ def compile_source(source: Source, capability: int) -> Compiled:
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
+    from triton.experimental.gluon._runtime import GluonASTSource
 
     if source.overlap and capability < 90:
         raise ValueError(f"overlap on compute capability {capability}: needs 90 or later")
@@ -30,8 +31,9 @@ def compile_source(source: Source, capability: int) -> Compiled:
     triton.knobs.compilation.disable_line_info = True
     function = find(source.kernel)
     signature, constants, attributes = _typed(function.arg_names, source)
+    source_of = GluonASTSource if function.is_gluon() else ASTSource
     built: Any = triton.compile(
-        ASTSource(function, signature, constants, attributes),
+        source_of(function, signature, constants, attributes),
         target=GPUTarget("cuda", capability, 32),
         options={
             "num_warps": source.warps,

@@ -25,6 +25,15 @@ class Attention:
     """[heads] ALiBi's penalty for distance, float32."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Packed:
+    """What there is to do to packed q, k and v, whose new k and v are not in the cache yet."""
+
+    angles: tuple[Tensor, Tensor] | None
+    """cos and sin [T, half], float32."""
+    clip: float | None = None
+
+
 def decode(
     q: Tensor,
     attention: Attention,
@@ -33,10 +42,12 @@ def decode(
     *,
     out: Tensor,
     scratch: Scratch | None = None,
+    packed: Packed | None = None,
 ) -> list[Call]:
     """out [T, heads, D]: each token attends to its sequence up to itself, alone.
 
-    Right for every step, and fast where each sequence has one token or few.
+    Right for every step, and fast where each sequence has one token or few. With `packed`, q is
+    [T, (heads + 2 kv heads) · D] and every sequence has one token at most: k is rotated and written with v.
     """
     tokens, heads, dim = out.shape
     splits, block_d = config.blocks["SPLITS"], _columns(dim)
@@ -45,9 +56,12 @@ def decode(
     shared = None
     if scratch and splits > 1:
         shared = scratch.partial, scratch.partial[weight_at:], scratch.counters
-    joined = bool(config.blocks["JOINED"])
+    angles = packed.angles if packed else None
     constants: dict[str, Constant] = {
         **_shape(q, attention, cache),
+        "PACKED": packed is not None,
+        "HALF": angles[0].shape[1] if angles else 0,
+        "CLIPPED": packed is not None and packed.clip is not None,
         "GROUP": group,
         "BLOCK_G": max(16, power_of_two(group)),
         "BLOCK_D": block_d,
@@ -63,18 +77,26 @@ def decode(
         attention.slopes,
         cache.k_scale,
         cache.v_scale,
+        *(angles or (None, None)),
         *(shared or (None, None, None)),
         float(attention.scale),
+        float(packed.clip or 0.0) if packed else 0.0,
         cache.block_table.stride(0),
     )
     split = call("attention.decode", args, constants, (tokens, cache.kv_heads, splits), config)
-    if shared is None or joined:
+    if shared is None or config.blocks["JOINED"]:
         return [split]
-    return [split, _join(out, attention, cache, shared[:2], config)]
+    return [split, _join(out, attention, cache, shared[:2], config, packed=packed is not None)]
 
 
 def _join(
-    out: Tensor, attention: Attention, cache: Paged, parts: tuple[Tensor, Tensor], config: Config
+    out: Tensor,
+    attention: Attention,
+    cache: Paged,
+    parts: tuple[Tensor, Tensor],
+    config: Config,
+    *,
+    packed: bool,
 ) -> Call:
     tokens, heads, dim = out.shape
     blocks = {name: config.blocks[name] for name in ("BLOCK_S", "SPLITS")}
@@ -82,6 +104,7 @@ def _join(
         "HEADS": heads,
         "DIM": dim,
         "WINDOW": attention.window,
+        "PACKED": packed,
         "BLOCK_D": _columns(dim),
     }
     small = Config(blocks=blocks, warps=4, stages=1, overlap=config.overlap)
@@ -101,20 +124,51 @@ def _columns(dim: int) -> int:
     return max(16, power_of_two(dim))
 
 
-def decode_configs(tokens: int, kv_heads: int, longest: int, *, overlap: bool = False) -> tuple[Config, ...]:
-    """Candidates: enough programs for the device, but no split without a tile of its own."""
-    return tuple(
+def decode_configs(
+    tokens: int, kv_heads: int, longest: int, *, packed: bool = False, overlap: bool = False
+) -> tuple[Config, ...]:
+    """Candidates: programs enough for the device, not many more, and no split without a tile of its own."""
+    alone = tokens * kv_heads
+    fits = [1, *(1 << power for power in range(1, 7) if 16 << power <= longest and alone << power <= _MOST)]
+    splits = [count for count in fits if alone * count >= _FEWEST] or fits[-1:]
+    cuts = [(count, *cut) for count in splits for cut in (_SPLIT if count > 1 else _WHOLE)]
+    made = (
         Config(
-            blocks={"BLOCK_S": block_s, "SPLITS": splits, "JOINED": joined, "DEPTH": depth},
+            blocks={
+                "BLOCK_S": block_s,
+                "SPLITS": count,
+                "JOINED": joined,
+                "DEPTH": depth,
+                "EARLY": early if packed else 0,
+            },
             warps=warps,
             stages=depth,
             overlap=overlap,
         )
-        for splits in (1, 2, 4, 8, 16, 32, 64)
-        if splits == 1 or (splits * 16 <= longest and splits * tokens * kv_heads <= 2048)
-        for block_s, depth, warps in ((32, 3, 4), (64, 2, 4), (64, 3, 4), (128, 2, 4))
-        for joined in ((1, 0) if splits > 1 else (1,))
+        for count, block_s, depth, warps, early in cuts
+        for joined in ((1, 0) if count > 1 else (1,))
     )
+    return tuple({repr(config): config for config in made}.values())
+
+
+_FEWEST, _MOST = 64, 1024
+"""Programs that splitting aims for."""
+
+_SPLIT = (
+    # BLOCK_S, DEPTH, warps, EARLY
+    (64, 3, 4, 0),
+    (64, 2, 4, 1),
+    (64, 2, 2, 1),
+    (32, 2, 2, 1),
+    (32, 2, 2, 0),
+)
+_WHOLE = (
+    (64, 3, 4, 0),
+    (64, 2, 2, 0),
+    (32, 4, 2, 1),
+    (32, 3, 1, 0),
+    (16, 4, 1, 1),
+)
 
 
 def tiled(
@@ -139,7 +193,7 @@ def tiled(
         float(attention.scale),
         cache.block_table.stride(0),
     )
-    return [call("attention.tiled", args, constants, (out.shape[1], tiles.shape[0]), config)]
+    return [call("tiles.tiled", args, constants, (out.shape[1], tiles.shape[0]), config)]
 
 
 TILED_CONFIGS = tuple(
@@ -150,7 +204,10 @@ TILED_CONFIGS = tuple(
         (128, 128, 2, 8),
         (128, 64, 2, 8),
         (64, 64, 3, 4),
+        (64, 64, 2, 4),
+        (64, 32, 4, 4),
         (64, 32, 3, 4),
+        (64, 32, 2, 4),
         (16, 64, 3, 4),
     )
 )

@@ -1,58 +1,11 @@
 # mypy: ignore-errors
-"""Attention over the paged cache: one token at a time, split over its past; or tiles of many tokens."""
+"""Attention over the paged cache for one token at a time, split over its past."""
 
 import triton
 import triton.language as tl
 
-from builders.kernels.parts_kernel import await_previous, last_to_arrive, release_next
-
-_LOG2_E = tl.constexpr(1.4426950408889634)
-
-
-@triton.jit
-def _rows(cache, scale, slot, live, kv, table, wanted, KV_HEADS: tl.constexpr, DIM: tl.constexpr,
-          BLOCK_D: tl.constexpr, TOKENS: tl.constexpr):  # fmt: skip
-    """[slots, BLOCK_D] of one kv head's keys or values, in the type that is wanted."""
-    col = tl.arange(0, BLOCK_D)
-    page = tl.load(table + slot // TOKENS, mask=live, other=0).to(tl.int64)
-    row = (page * TOKENS + slot % TOKENS) * KV_HEADS + kv
-    if BLOCK_D == DIM:
-        found = tl.load(cache + row[:, None] * DIM + col[None, :], mask=live[:, None], other=0.0)
-    else:
-        mask = live[:, None] & (col < DIM)[None, :]
-        found = tl.load(cache + row[:, None] * DIM + col[None, :], mask=mask, other=0.0)
-    if scale is not None:
-        found = found.to(tl.float32) * tl.load(scale)
-    return found.to(wanted)
-
-
-@triton.jit
-def _attend(sums, total, top, q, query, slot, live, slope, kv, table, k_cache, v_cache, k_scale, v_scale,
-            scale, KV_HEADS: tl.constexpr, DIM: tl.constexpr, BLOCK_D: tl.constexpr, TOKENS: tl.constexpr,
-            WINDOW: tl.constexpr, SLOPED: tl.constexpr, MASKED: tl.constexpr):  # fmt: skip
-    """One tile of slots, added to the running sums [rows, D], their total weight and their top score.
-
-    Scores are in powers of two. MASKED: some row may not see some slot.
-    """
-    k = _rows(k_cache, k_scale, slot, live, kv, table, q.dtype, KV_HEADS, DIM, BLOCK_D, TOKENS)
-    v = _rows(v_cache, v_scale, slot, live, kv, table, q.dtype, KV_HEADS, DIM, BLOCK_D, TOKENS)
-    scores = tl.dot(q, tl.trans(k), input_precision="ieee") * (scale * _LOG2_E)
-    distance = query[:, None] - slot[None, :]
-    if SLOPED:
-        scores -= slope[:, None] * _LOG2_E * distance.to(tl.float32)
-    if MASKED:
-        seen = (distance >= 0) & live[None, :]
-        if WINDOW:
-            seen = seen & (distance < WINDOW)
-        scores = tl.where(seen, scores, float("-inf"))
-    new_top = tl.maximum(top, tl.max(scores, 1))
-    # A row that has seen nothing yet keeps -inf, and -inf minus itself must not be taken.
-    base = tl.where(new_top == float("-inf"), 0.0, new_top) if MASKED else new_top
-    weights = tl.exp2(scores - base[:, None])
-    fade = tl.exp2(top - base)
-    total = total * fade + tl.sum(weights, 1)
-    sums = tl.dot(weights.to(v.dtype), v, sums * fade[:, None], input_precision="ieee")
-    return sums, total, new_top
+from builders.kernels.attention_parts_kernel import LOG2_E, add, attend, cached_rows
+from builders.kernels.parts_kernel import await_previous, clipped, last_to_arrive, release_next, turned
 
 
 @triton.jit
@@ -71,14 +24,30 @@ def _joined(head_out, partial, weight, kept, mask_col, col, used, DIM: tl.conste
 
 
 @triton.jit
-def _extent(position, SPLITS: tl.constexpr, BLOCK_S: tl.constexpr, WINDOW: tl.constexpr):
-    """What a token sees: its first slot, the slots of a split, and how many splits have any."""
+def _extent(
+    position, SPLITS: tl.constexpr, BLOCK_S: tl.constexpr, WINDOW: tl.constexpr, PACKED: tl.constexpr
+):
+    """What of the cache a token reads: its first slot, the end, the slots of a split, and how many splits.
+
+    A packed token's own slot is not read: it brings its key and value along.
+    """
     first = position * 0
     if WINDOW:
         first = tl.maximum(position + 1 - WINDOW, 0)
-    tiles = tl.cdiv(position + 1 - first, BLOCK_S)
+    end = position if PACKED else position + 1
+    tiles = tl.cdiv(end - first, BLOCK_S)
     part = tl.maximum(tl.cdiv(tiles, SPLITS), 1) * BLOCK_S
-    return first, part, tl.cdiv(position + 1 - first, part)
+    return first, end, part, tl.maximum(tl.cdiv(end - first, part), 1)
+
+
+@triton.jit
+def _kept(value, cache, scale, at, mask):
+    """Store a new key or value; what later steps will read there, in float32."""
+    stored = value if scale is None else value / tl.load(scale)
+    stored = stored.to(cache.dtype.element_ty)
+    tl.store(cache + at, stored, mask=mask)
+    read = stored.to(tl.float32)
+    return read if scale is None else read * tl.load(scale)
 
 
 @triton.jit
@@ -93,10 +62,13 @@ def decode(
     slopes,
     k_scale,
     v_scale,
+    cos,
+    sin,
     partial,
     weight,
     counter,
     scale,
+    clip,
     table_stride,
     HEADS: tl.constexpr,
     KV_HEADS: tl.constexpr,
@@ -104,18 +76,24 @@ def decode(
     TOKENS: tl.constexpr,
     WINDOW: tl.constexpr,
     Q_STRIDE: tl.constexpr,
+    PACKED: tl.constexpr,
+    HALF: tl.constexpr,
+    CLIPPED: tl.constexpr,
     GROUP: tl.constexpr,
     BLOCK_G: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_S: tl.constexpr,
     SPLITS: tl.constexpr,
     JOINED: tl.constexpr,
+    EARLY: tl.constexpr,
     DEPTH: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
     """One token, the query heads of one kv head, one split of what the token sees.
 
-    JOINED: the split that comes last puts the parts together; otherwise `join` does, after.
+    PACKED: q is followed by k and v, none of them rotated; the last split writes the new k and v to the
+    cache, so every sequence has one token in the step. EARLY: the first tile is read while the kernel before
+    ends. JOINED: the split that comes last puts the parts together; otherwise `join` does, after.
     """
     release_next(OVERLAP)
     token = tl.program_id(0).to(tl.int64)
@@ -128,29 +106,86 @@ def decode(
     slope = member * 0.0
     if slopes is not None:
         slope = tl.load(slopes + head, mask=member < GROUP, other=0.0)
-    await_previous(OVERLAP)
+    if not PACKED:
+        await_previous(OVERLAP)
+    # What a step brings, and what is in the cache of tokens before it, is there before its first kernel.
     position = tl.load(positions + token).to(tl.int32)
-    first, part, used = _extent(position, SPLITS, BLOCK_S, WINDOW)
+    table = block_table + tl.load(sequences + token).to(tl.int64) * table_stride
+    first, end, part, used = _extent(position, SPLITS, BLOCK_S, WINDOW, PACKED)
+    start = first + split * part
+    end = tl.minimum(start + part, end)
     where_out = out + token * HEADS * DIM + head[:, None] * DIM + col[None, :]
     if position < 0:
+        await_previous(OVERLAP)
         if split == 0:
             tl.store(where_out, tl.zeros([BLOCK_G, BLOCK_D], out.dtype.element_ty), mask=inside)
         return
     if split >= used:
         return
-    rows = tl.load(q + token * Q_STRIDE + head[:, None] * DIM + col[None, :], mask=inside, other=0.0)
-    table = block_table + tl.load(sequences + token).to(tl.int64) * table_stride
-    end = tl.minimum(first + (split + 1) * part, position + 1)
     query = tl.zeros([BLOCK_G], tl.int32) + position
     sums = tl.zeros([BLOCK_G, BLOCK_D], tl.float32)
     total = tl.zeros([BLOCK_G], tl.float32)
     top = tl.full([BLOCK_G], float("-inf"), tl.float32)
-    for start in tl.range(first + split * part, end, BLOCK_S, num_stages=DEPTH):
-        slot = start + tl.arange(0, BLOCK_S)
-        sums, total, top = _attend(
+    if PACKED:
+        last = split == used - 1
+        page = tl.load(table + position // TOKENS).to(tl.int64)
+        if EARLY:
+            slot = start + tl.arange(0, BLOCK_S)
+            live = slot < end
+            wanted: tl.constexpr = q.dtype.element_ty
+            k = cached_rows(
+                k_cache, k_scale, slot, live, kv, table, wanted, KV_HEADS, DIM, BLOCK_D, TOKENS, True
+            )
+            v = cached_rows(
+                v_cache, v_scale, slot, live, kv, table, wanted, KV_HEADS, DIM, BLOCK_D, TOKENS, True
+            )
+        await_previous(OVERLAP)
+        where_q = q + token * Q_STRIDE + head[:, None] * DIM
+        where_k = q + token * Q_STRIDE + (HEADS + kv) * DIM
+        c, s = cos, sin
+        if HALF > 0:
+            c, s = cos + token * HALF, sin + token * HALF
+        new_v = clipped(tl.load(where_k + KV_HEADS * DIM + col, mask=col < DIM, other=0.0), clip, CLIPPED)
+        new_k = turned(where_k, col, col < DIM, c, s, clip, HALF, CLIPPED)
+        rows = turned(where_q, col[None, :], inside, c, s, clip, HALF, CLIPPED).to(q.dtype.element_ty)
+        if EARLY:
+            sums, total, top = add(
+                sums,
+                total,
+                top,
+                rows,
+                k,
+                v,
+                query,
+                slot,
+                live,
+                slope,
+                scale,
+                WINDOW,
+                slopes is not None,
+                True,
+            )
+            start += BLOCK_S
+    else:
+        rows = tl.load(q + token * Q_STRIDE + head[:, None] * DIM + col[None, :], mask=inside, other=0.0)
+    for at in tl.range(start, end, BLOCK_S, num_stages=DEPTH):
+        slot = at + tl.arange(0, BLOCK_S)
+        sums, total, top = attend(
             sums, total, top, rows, query, slot, slot < end, slope, kv, table, k_cache, v_cache, k_scale,
             v_scale, scale, KV_HEADS, DIM, BLOCK_D, TOKENS, WINDOW, slopes is not None, True,
         )  # fmt: skip
+    if PACKED:
+        at = ((page * TOKENS + position % TOKENS) * KV_HEADS + kv) * DIM + col
+        new_k = _kept(new_k, k_cache, k_scale, at, (col < DIM) & last).to(rows.dtype).to(tl.float32)
+        new_v = _kept(new_v, v_cache, v_scale, at, (col < DIM) & last)
+        own = tl.sum(rows.to(tl.float32) * new_k[None, :], 1) * (scale * LOG2_E)
+        own = tl.where(last, own, float("-inf"))
+        new_top = tl.maximum(top, own)
+        weight_own = tl.exp2(own - new_top)
+        fade = tl.exp2(top - new_top)
+        total = total * fade + weight_own
+        sums = sums * fade[:, None] + weight_own[:, None] * new_v[None, :]
+        top = new_top
     if SPLITS == 1:
         tl.store(where_out, (sums / total[:, None]).to(out.dtype.element_ty), mask=inside)
     else:
@@ -177,6 +212,7 @@ def join(
     HEADS: tl.constexpr,
     DIM: tl.constexpr,
     WINDOW: tl.constexpr,
+    PACKED: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_S: tl.constexpr,
     SPLITS: tl.constexpr,
@@ -190,83 +226,8 @@ def join(
     await_previous(OVERLAP)
     position = tl.load(positions + token).to(tl.int32)
     if position >= 0:
-        _, _, used = _extent(position, SPLITS, BLOCK_S, WINDOW)
+        _, _, _, used = _extent(position, SPLITS, BLOCK_S, WINDOW, PACKED)
         _joined(
             out + row * DIM, partial + row * SPLITS * BLOCK_D, weight + row * SPLITS * 2, True,
             col < DIM, col, used, DIM, SPLITS, BLOCK_D,
         )  # fmt: skip
-
-
-@triton.jit
-def tiled(
-    out,
-    q,
-    k_cache,
-    v_cache,
-    tiles,
-    positions,
-    block_table,
-    slopes,
-    k_scale,
-    v_scale,
-    scale,
-    table_stride,
-    HEADS: tl.constexpr,
-    KV_HEADS: tl.constexpr,
-    DIM: tl.constexpr,
-    TOKENS: tl.constexpr,
-    WINDOW: tl.constexpr,
-    Q_STRIDE: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_S: tl.constexpr,
-    DEPTH: tl.constexpr,
-    OVERLAP: tl.constexpr,
-):
-    """One head, one tile of at most BLOCK_M tokens that follow each other in one sequence."""
-    release_next(OVERLAP)
-    head = tl.program_id(0)
-    kv = head // (HEADS // KV_HEADS)
-    member = tl.arange(0, BLOCK_M)
-    col = tl.arange(0, BLOCK_D)
-    slope = member * 0.0
-    if slopes is not None:
-        slope += tl.load(slopes + head)
-    await_previous(OVERLAP)
-    entry = tiles + tl.program_id(1) * 3
-    sequence = tl.load(entry).to(tl.int64)
-    first = tl.load(entry + 1).to(tl.int64)
-    rows = tl.load(entry + 2).to(tl.int32)
-    if rows == 0:
-        return
-    inside = (member < rows)[:, None] & (col < DIM)[None, :]
-    token = first + member
-    queries = tl.load(q + token[:, None] * Q_STRIDE + head * DIM + col[None, :], mask=inside, other=0.0)
-    position = tl.load(positions + first).to(tl.int32)
-    query = position + member
-    table = block_table + sequence * table_stride
-    begin = position * 0
-    if WINDOW:
-        begin = tl.maximum(position + 1 - WINDOW, 0)
-    end = position + rows
-    # Up to here every row sees every slot.
-    open_end = begin + (position + 1 - begin) // BLOCK_S * BLOCK_S
-    if WINDOW:
-        open_end = begin
-    sums = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-    total = tl.zeros([BLOCK_M], tl.float32)
-    top = tl.full([BLOCK_M], float("-inf"), tl.float32)
-    for start in tl.range(begin, open_end, BLOCK_S, num_stages=DEPTH):
-        slot = start + tl.arange(0, BLOCK_S)
-        sums, total, top = _attend(
-            sums, total, top, queries, query, slot, slot < end, slope, kv, table, k_cache, v_cache, k_scale,
-            v_scale, scale, KV_HEADS, DIM, BLOCK_D, TOKENS, WINDOW, slopes is not None, False,
-        )  # fmt: skip
-    for start in tl.range(open_end, end, BLOCK_S, num_stages=DEPTH):
-        slot = start + tl.arange(0, BLOCK_S)
-        sums, total, top = _attend(
-            sums, total, top, queries, query, slot, slot < end, slope, kv, table, k_cache, v_cache, k_scale,
-            v_scale, scale, KV_HEADS, DIM, BLOCK_D, TOKENS, WINDOW, slopes is not None, True,
-        )  # fmt: skip
-    at = out + token[:, None] * HEADS * DIM + head * DIM + col[None, :]
-    tl.store(at, (sums / total[:, None]).to(out.dtype.element_ty), mask=inside)

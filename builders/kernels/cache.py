@@ -9,7 +9,7 @@ from torch import Tensor
 from builders.kernels.call import Call, Config, Constant, call, cdiv, power_of_two
 
 WRITE_CONFIGS = tuple(
-    Config(blocks={"BLOCK_H": heads}, warps=warps) for heads, warps in ((4, 1), (8, 2), (8, 4), (16, 4))
+    Config(blocks={"BLOCK_H": heads}, warps=warps) for heads, warps in ((16, 4), (4, 1), (8, 2), (8, 4))
 )
 
 

@@ -4,16 +4,7 @@
 import triton
 import triton.language as tl
 
-from builders.kernels.parts_kernel import await_previous, release_next
-
-
-@triton.jit
-def _clipped(x, clip, CLIPPED: tl.constexpr):
-    """x in float32 between -clip and clip."""
-    x = x.to(tl.float32)
-    if CLIPPED:
-        x = tl.minimum(tl.maximum(x, -clip), clip)
-    return x
+from builders.kernels.parts_kernel import await_previous, clipped, release_next
 
 
 @triton.jit
@@ -102,8 +93,8 @@ def rotate_and_write(
     if HALF > 0:
         col = tl.arange(0, BLOCK_HALF)
         live = real[:, None] & (col < HALF)[None, :]
-        first = _clipped(tl.load(start + col[None, :], mask=live, other=0.0), clip, CLIPPED)
-        second = _clipped(tl.load(start + HALF + col[None, :], mask=live, other=0.0), clip, CLIPPED)
+        first = clipped(tl.load(start + col[None, :], mask=live, other=0.0), clip, CLIPPED)
+        second = clipped(tl.load(start + HALF + col[None, :], mask=live, other=0.0), clip, CLIPPED)
         turned = (head < HEADS + KV_HEADS)[:, None]
         c = tl.load(cos + token * HALF + col, mask=col < HALF, other=0.0).to(tl.float32)[None, :]
         s = tl.load(sin + token * HALF + col, mask=col < HALF, other=0.0).to(tl.float32)[None, :]
@@ -120,7 +111,7 @@ def rotate_and_write(
     if 2 * HALF < DIM:
         col = 2 * HALF + tl.arange(0, BLOCK_REST)
         live = real[:, None] & (col < DIM)[None, :]
-        rest = _clipped(tl.load(start + col[None, :], mask=live, other=0.0), clip, CLIPPED)
+        rest = clipped(tl.load(start + col[None, :], mask=live, other=0.0), clip, CLIPPED)
         _place(
             rest, col, live, head, token, slot, q, k_cache, v_cache, k_scale, v_scale,
             HEADS, KV_HEADS, DIM, Q_STRIDE,

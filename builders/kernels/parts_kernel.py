@@ -49,3 +49,26 @@ def last_to_arrive(counter, COUNT):
     if last:
         tl.store(counter, 0)
     return last
+
+
+@triton.jit
+def clipped(x, clip, CLIPPED: tl.constexpr):
+    """x in float32 between -clip and clip."""
+    x = x.to(tl.float32)
+    if CLIPPED:
+        x = tl.minimum(tl.maximum(x, -clip), clip)
+    return x
+
+
+@triton.jit
+def turned(start, col, live, cos, sin, clip, HALF: tl.constexpr, CLIPPED: tl.constexpr):
+    """Columns of heads in float32, clipped, the first 2 · HALF rotated; cos and sin are of their token."""
+    value = clipped(tl.load(start + col, mask=live, other=0.0), clip, CLIPPED)
+    if HALF > 0:
+        both = col < 2 * HALF
+        partner = tl.where(col < HALF, col + HALF, col - HALF)
+        other = clipped(tl.load(start + partner, mask=live & both, other=0.0), clip, CLIPPED)
+        c = tl.load(cos + col % HALF, mask=both, other=1.0)
+        s = tl.load(sin + col % HALF, mask=both, other=0.0)
+        value = value * c + other * tl.where(col < HALF, -s, s)
+    return value

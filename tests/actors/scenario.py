@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import pytest
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from actors.generator import Generator
-from actors.messages import Order, StepPlan, StepResult, Tokens
+from actors.messages import Logprobs, Order, StepPlan, StepResult, Tokens
 from actors.ranks import Ranks
 from builders.limits import Limits
 from tests.actors.wishes import LAST, Wish, ends_of
@@ -104,7 +106,7 @@ class Scenario:
                     self._check_cancelled(wish, index)
                 else:
                     self._check_text(wish, index)
-                    self._check_logprobs(wish, index, model)
+                    self._check_told(wish, index, model)
 
     def _check_cancelled(self, wish: Wish, index: int) -> None:
         assert wish.leaves
@@ -123,20 +125,20 @@ class Scenario:
             assert last.score == pytest.approx(wish.scores[index], abs=1e-4)
 
     @torch.no_grad()
-    def _check_logprobs(self, wish: Wish, index: int, model: PreTrainedModel) -> None:
-        params, text = wish.request.params, self.text(wish, index)
-        told = [one for news in self.news[wish.request.id, index] for one in news.logprobs]
-        if params.logprobs is None:
-            assert not told
-            return
-        logits = model(torch.tensor([[*wish.request.prompt, *text]])).logits[0]
-        theirs = logits[len(wish.request.prompt) - 1 : -1].float().log_softmax(-1)
-        assert len(told) == len(text)
-        for row, token, one in zip(theirs, text, told, strict=True):
-            best = row.topk(params.logprobs)
-            assert one.sampled == pytest.approx(row[token].item(), abs=1e-4)
-            assert list(one.tokens) == best.indices.tolist()
-            assert one.values == pytest.approx(best.values.tolist(), abs=1e-4)
+    def _check_told(self, wish: Wish, index: int, model: PreTrainedModel) -> None:
+        """How likely its tokens were, and all logits, where it asked for them."""
+        params, prompt, text = wish.request.params, wish.request.prompt, self.text(wish, index)
+        logits = model(torch.tensor([[*prompt, *text]])).logits[0, :-1].float()
+        rows, news, first = logits.log_softmax(-1), self.news[wish.request.id, index], len(prompt) - 1
+        of_prompt, of_text = (
+            [one for each in news for one in getattr(each, name)] for name in ("prompt_logprobs", "logprobs")
+        )
+        same_logprobs(of_prompt, rows[:first], prompt[1:], params.prompt_logprobs)
+        same_logprobs(of_text, rows[first:], text, params.logprobs)
+        whole = [torch.tensor(array("f", row)) for one in news for row in one.logits]
+        assert len(whole) == (len(text) if params.logits else 0)
+        for ours, theirs in zip(whole, logits[first:], strict=False):
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-3)
 
     def check_variety(self) -> None:
         """What was to happen has happened."""
@@ -149,3 +151,13 @@ class Scenario:
         for name in ("alike", "again"):
             usage = self.news[name, 0][-1].usage
             assert usage and usage.cached_tokens > 0, f"{name}: its prompt was in the cache"
+
+
+def same_logprobs(told: Sequence[Logprobs], rows: Tensor, tokens: Sequence[int], number: int | None) -> None:
+    """Of these tokens, and of so many of the likeliest in these rows."""
+    assert len(told) == (len(tokens) if number is not None else 0)
+    for one, row, token in zip(told, rows, tokens, strict=False):
+        best = row.topk(number or 0)
+        assert one.sampled == pytest.approx(row[token].item(), abs=1e-4)
+        assert list(one.tokens) == best.indices.tolist()
+        assert one.values == pytest.approx(best.values.tolist(), abs=1e-4)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -71,8 +72,6 @@ def test_what_is_known_of_an_engine(subjects: Subjects, tmp_path: Path) -> None:
         assert (generator.limits, generator.eos) == (LIMITS, {EOS})
         assert generator.manifest.checkpoint.spec.family == "llama"
         assert not generator.has_work and generator.step() == []
-        with pytest.raises(UserError, match="prompt of 33 tokens: must have from 1 to 32"):
-            generator.add(Request("r", (1,) * 33, SamplingParams()))
 
 
 def test_without_a_seed_texts_differ(subjects: Subjects, tmp_path: Path) -> None:
@@ -102,3 +101,27 @@ def test_a_name_is_used_again_while_its_cancelled_search_runs(subjects: Subjects
         news = [one for _ in range(40) for one in generator.step()]
         generator.check_integrity()
     assert [one.tokens for one in news if one.request == "beams"] == wish.texts
+
+
+REFUSED = [
+    ((1,) * 33, {}, "prompt of 33 tokens: must have from 1 to 32"),
+    ((5, 101), {}, "prompt: tokens must be from 0 to 100"),
+    ((5, -1), {}, "prompt: tokens must be from 0 to 100"),
+    ((5,), {"stop_token_ids": (101,)}, "stop_token_ids: tokens must be from 0 to 100"),
+    ((5,), {"logit_bias": {101: 1.0}}, "logit_bias: tokens must be from 0 to 100"),
+]
+
+
+@pytest.mark.parametrize(("prompt", "params", "words"), REFUSED)
+def test_what_can_never_be_done_disturbs_nobody(
+    prompt: tuple[int, ...], params: dict[str, Any], words: str, subjects: Subjects, tmp_path: Path
+) -> None:
+    subject = subjects("llama2-gqa")
+    (wish,) = [wish for wish in subject.wishes if wish.request.id == "short"]
+    with opened(subject.engine(Mapping(), tmp_path / "engine")) as generator:
+        with pytest.raises(UserError, match=words):
+            generator.add(Request("short", prompt, SamplingParams(**params)))
+        assert not generator.has_work
+        scenario = Scenario(generator, [wish])
+        scenario.run()
+    scenario.check(subject.model)

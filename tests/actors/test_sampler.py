@@ -75,12 +75,12 @@ prompts = st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=6)
 
 def expected_scores(params: SamplingParams, prompt: list[int], text: list[int], logits: Tensor) -> Tensor:
     """A row [V] before its draw, in double precision, by Transformers where it has the thing."""
-    ids = torch.tensor([prompt + text])
-    scores = RepetitionPenaltyLogitsProcessor(float(params.repetition_penalty))(ids, logits[None].double())
-    for token in set(text):
-        scores[0, token] -= params.presence_penalty + params.frequency_penalty * text.count(token)
+    ids, scores = torch.tensor([prompt + text]), logits[None].double()
     for token, bias in params.logit_bias.items():
         scores[0, token] += bias
+    scores = RepetitionPenaltyLogitsProcessor(float(params.repetition_penalty))(ids, scores)
+    for token in set(text):
+        scores[0, token] -= params.presence_penalty + params.frequency_penalty * text.count(token)
     ends = [*params.stop_token_ids, *(() if params.ignore_eos else EOS)]
     if ends and params.min_tokens:
         scores = MinNewTokensLengthLogitsProcessor(len(prompt), params.min_tokens, ends)(ids, scores)

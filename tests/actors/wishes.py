@@ -139,6 +139,7 @@ class Wishes:
         yield self._wish("middle", prompt_of(3, 7), 0, max_tokens=18, logprobs=2)
         yield self._wish("long", long, 1, max_tokens=14)
         yield self._wish("alike", [*long[:21], *prompt_of(4, 3)], 2, max_tokens=9)
+        yield self._wish("judged", prompt_of(11, 21), 4, max_tokens=5, prompt_logprobs=2, logits=True)
         yield self._wish("twins", prompt_of(5, 10), 6, max_tokens=8, n=2)
 
     def _changed(self) -> Iterator[Wish]:

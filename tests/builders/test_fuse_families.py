@@ -205,7 +205,7 @@ def test_memory_can_be_reused_after_last_uses(
 @pytest.mark.parametrize("operator", sorted(fused_operators()))
 def test_comparison_can_fail(operator: str) -> None:
     """Whatever operator is slightly off, it is seen."""
-    name = "mpt-qk-norm-head" if operator == "fused.write" else "llama2-gqa"
+    name = "mpt-qk-norm-head" if operator in ("fused.write", "fused.attend") else "llama2-gqa"
     layout = LAYOUTS["tp2" if operator == "fused.all_reduce" else "1"]
 
     def off(*args: Any) -> Any:

@@ -67,7 +67,7 @@ def attention(
     return draft.program(*outputs)
 
 
-PACKED, APART = "fused.rotate_and_write", "fused.write"
+PACKED, APART = "fused.rotate_and_attend", "fused.write"
 
 
 @pytest.mark.parametrize(
@@ -292,6 +292,21 @@ def test_last_uses() -> None:
     views = ("linear", "chunk", "getitem", "getitem_1")
     assert unread == {"value": "relu_1"}
     assert last_uses(program) == ((), (), (), (), (), (*views, "relu_1"), (), ("relu",), ())
+
+
+def test_an_input_that_is_owned_ends_with_its_views() -> None:
+    draft = Draft()
+    x = draft.given("x", X)
+    column = draft.op("aten.narrow", x, 1, 0, 1)
+    y = draft.op("aten.relu", x)
+    draft.op("aten.relu", column)
+    program = draft.program(y)
+    assert [sorted(names) for names in last_uses(program, owned={"x", "other"})] == [
+        [],
+        [],
+        ["narrow", "relu_1", "x"],
+    ]
+    assert not any("x" in names for names in last_uses(draft.program(column), owned={"x"}))
 
 
 def lookups(**changes: Any) -> Program:

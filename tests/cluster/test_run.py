@@ -20,7 +20,7 @@ from cluster.run import RunResult, run
 from cluster.run_options import RunOptions
 from tests.cluster.run_engines import Made, make
 from tests.cluster.test_cli import one_line_error, rankforge
-from tests.cluster.test_pieces import train
+from tests.cluster.test_sentencepiece import train
 
 TEXTS = ["the quick brown", "hello", "naïve café and 3 more", "x"]
 NEW_TOKENS = 12
@@ -228,6 +228,7 @@ def test_a_small_cache_is_enough_for_one_after_another(engine: Path) -> None:
 REFUSED = [
     ({"num_beams": 4}, "num_beams=4: more than max_beam_width=3"),
     ({"num_return_sequences": 13}, "13 texts at once: more than max_batch_size=4"),
+    ({"max_attention_window_size": 9}, "--max_attention_window_size=9: "),
     ({"max_tokens_in_paged_kv_cache": 7}, "--max_tokens_in_paged_kv_cache=7: a block of the"),
     ({"max_tokens_in_paged_kv_cache": 8}, "may take 2 blocks of the cache, which has 1"),
     ({"output_csv": Path("/no/such/folder/x")}, "--output_csv=/no/such/folder/x: there is no folder"),

@@ -98,7 +98,7 @@ def test_sums_to_the_bit(ranks: int) -> None:
 
 
 def many_calls(peers: Peers, index: int, ranks: int) -> int:
-    """How many sums are wrong: mixed sizes and dtypes, other kernels in between, each rank at its own pace."""
+    """How many sums are wrong: of mixed sizes and dtypes, with other kernels in between, at any pace."""
     reduce, wrong = Reducing(peers), torch.zeros((), device="cuda")
     parts = {dtype: parts_of(ranks, dtype) for dtype in DTYPES}
     shared, own = (torch.Generator().manual_seed(seed) for seed in (3, 100 + index))

@@ -12,7 +12,8 @@ from builders.kernels.call import Runner
 
 pytest.importorskip("triton", reason="triton is not installed")
 
-from tests.builders.kernels.workers import interpret, launch, pool
+from tests.builders.kernels.workers import interpret, pool
+from tests.builders.kernels.workers import launch as launched
 
 TOLERANCE = {
     torch.float8_e4m3fn: 4e-2,
@@ -33,8 +34,15 @@ def run(request: pytest.FixtureRequest) -> Iterator[Runner]:
     """Executes launches on CPU tensors."""
     interpreted = request.param == "interpreted"
     with pool(interpreted=interpreted) as workers:
-        execute = interpret if interpreted else launch
+        execute = interpret if interpreted else launched
         yield lambda calls: execute(workers, calls)
+
+
+@pytest.fixture(scope="session")
+def launch() -> Iterator[Runner]:
+    """Executes launches on CPU tensors, for kernels that cannot be interpreted."""
+    with pool(interpreted=False) as workers:
+        yield lambda calls: launched(workers, calls)
 
 
 @pytest.fixture(scope="session")

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from tempfile import NamedTemporaryFile
 
 import torch
 from torch import Tensor
 
-from builders.kernels.aot import find
-from builders.kernels.call import Call
+from builders.kernels.aot import compile_source, find
+from builders.kernels.call import Call, Source
 from builders.kernels.reduce import REDUCE_CONFIG, PeerBuffers, all_reduce, inbox_shape
 from tests.builders.kernels.workers import pool
 
@@ -82,3 +85,15 @@ def _end(worker: ProcessPoolExecutor) -> None:
     for process in list(worker._processes.values()):
         process.kill()
     worker.shutdown()
+
+
+def wide_accesses(source: Source, capability: int) -> set[str]:
+    """The instructions of its machine code that load or store 8 bytes or more of global memory."""
+    import triton
+
+    with NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compile_source(source, capability).code)
+        file.flush()
+        command = [triton.knobs.nvidia.nvdisasm.path, "-c", file.name]
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return set(re.findall(r"\b(?:LDG?|STG?)\.E\.(?:64|128)[A-Z0-9.]*", text))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -13,6 +13,7 @@ from builders.kernels.attention import (
     TILED_CONFIGS,
     Attention,
     Chunk,
+    Packed,
     decode,
     decode_configs,
     decode_scratch,
@@ -20,7 +21,9 @@ from builders.kernels.attention import (
     tile_table,
     tiled,
 )
+from builders.kernels.cache import Paged
 from builders.kernels.call import Config, Runner
+from builders.ops import rotated, write
 from tests.builders.kernels.scratch import scratch_of
 from tests.builders.kernels.steps import attended, chunks_of, paged
 
@@ -41,6 +44,8 @@ class Case:
     sloped: bool = False
     dtype: torch.dtype = BF16
     cached: torch.dtype | None = None
+    half: int = 0
+    clip: float | None = None
 
     def attention(self) -> Attention:
         slopes = torch.rand(self.heads) if self.sloped else None
@@ -70,12 +75,67 @@ def test_decode(case: Case, run: Runner, assert_near: Callable[[Tensor, Tensor],
     )
     q, computed = packed_q(cache.positions.shape[0], case), case.attention()
     blocks = {"BLOCK_S": case.block_s, "SPLITS": case.splits, "JOINED": int(case.joined), "DEPTH": 1}
+    blocks["EARLY"] = 0
     config = Config(blocks=blocks)
     out = torch.full(q.shape, float("nan"), dtype=case.dtype)
     scratch = scratch_of(decode_scratch(q.shape[0], case.heads, case.kv_heads, case.dim, config))
     run(decode(q, computed, cache, config, out=out, scratch=scratch))
     assert_near(out, attended(q, cache, computed))
     assert not scratch.counters.any()
+
+
+PACKED = {
+    "GQA": Case(heads=8, kv_heads=2, dim=64, half=32),
+    "GQA, not joined": Case(heads=4, kv_heads=2, dim=64, half=32, splits=4, joined=False, dtype=FP16),
+    "MHA, ALiBi": Case(heads=2, kv_heads=2, dim=96, splits=2, sloped=True, dtype=FP16),
+    "MQA, window, part rotated, clipped": Case(
+        heads=5, kv_heads=1, dim=80, splits=4, window=24, half=10, clip=0.7
+    ),
+    "window of one tile, not joined": Case(
+        heads=4, kv_heads=2, dim=128, splits=4, joined=False, window=5, half=64, dtype=FP32
+    ),
+    "window of the token itself": Case(heads=2, kv_heads=1, dim=64, splits=2, window=1, half=32),
+    "8 bits": Case(heads=4, kv_heads=2, dim=64, splits=2, block_s=32, cached=torch.float8_e4m3fn, half=32),
+}
+
+
+@pytest.mark.parametrize("early", [0, 1])
+@pytest.mark.parametrize("case", PACKED.values(), ids=PACKED)
+def test_decode_packed(
+    case: Case, early: int, run: Runner, assert_near: Callable[[Tensor, Tensor], None]
+) -> None:
+    torch.manual_seed(0)
+    chunks = chunks_of((0, 1), (70, 1), (16, 1), (31, 1))
+    cache = paged(
+        chunks, case.kv_heads, case.dim, case.cached or case.dtype, padding=2, scaled=case.cached is not None
+    )
+    tokens, computed = cache.positions.shape[0], case.attention()
+    qkv = torch.randn(tokens, (case.heads + 2 * case.kv_heads) * case.dim).to(case.dtype)
+    angles = (torch.rand(tokens, case.half), torch.rand(tokens, case.half)) if case.half else None
+    packed = Packed(angles=angles, clip=case.clip)
+    q, after = rotated_and_written(qkv, packed, cache, case.heads)
+    blocks = {"BLOCK_S": case.block_s, "SPLITS": case.splits, "JOINED": int(case.joined), "DEPTH": 1}
+    blocks["EARLY"] = early
+    out = torch.full(q.shape, float("nan"), dtype=case.dtype)
+    scratch = scratch_of(decode_scratch(tokens, case.heads, case.kv_heads, case.dim, Config(blocks=blocks)))
+    run(decode(qkv, computed, cache, Config(blocks=blocks), out=out, scratch=scratch, packed=packed))
+    assert_near(out, attended(q, after, computed))
+    assert_near(cache.k, after.k.float())
+    assert_near(cache.v, after.v.float())
+    assert not scratch.counters.any()
+
+
+def rotated_and_written(qkv: Tensor, packed: Packed, cache: Paged, heads: int) -> tuple[Tensor, Paged]:
+    """q, and the cache with the new k and v of the tokens that are no padding."""
+    real, (kv_heads, dim) = cache.positions >= 0, cache.k.shape[2:]
+    wide = qkv.float() if packed.clip is None else qkv.float().clamp(-packed.clip, packed.clip)
+    q, k, v = wide.unflatten(1, (-1, dim)).split([heads, kv_heads, kv_heads], dim=1)
+    if packed.angles is not None:
+        q, k = rotated(q, *packed.angles), rotated(k, *packed.angles)
+    after = replace(cache, k=cache.k.clone(), v=cache.v.clone())
+    place = cache.positions[real], cache.sequences[real], cache.block_table
+    write(k[real], v[real], after.k, after.v, *place, cache.k_scale, cache.v_scale)
+    return q.to(qkv.dtype), after
 
 
 TILED = {
@@ -129,11 +189,23 @@ def test_tables_of_every_step_fit() -> None:
     assert len(tile_table(worst, 8)) == max_tiles(45, 5, 8) == 10
 
 
-@pytest.mark.parametrize("tokens", [1, 16, 256])
-def test_decode_candidates(tokens: int) -> None:
-    configs = decode_configs(tokens, 8, 4096)
-    assert {1} < {config.blocks["SPLITS"] for config in configs} if tokens <= 128 else configs
-    assert all(config.blocks["SPLITS"] * tokens * 8 <= max(2048, tokens * 8) for config in configs)
+@pytest.mark.parametrize(
+    ("tokens", "kv_heads", "longest", "splits"),
+    [
+        (1, 8, 4096, {8, 16, 32, 64}),
+        (16, 8, 4096, {1, 2, 4, 8}),
+        (256, 8, 4096, {1}),
+        (1, 1, 256, {16}),
+        (1, 8, 16, {1}),
+    ],
+)
+def test_decode_candidates(tokens: int, kv_heads: int, longest: int, splits: set[int]) -> None:
+    configs = decode_configs(tokens, kv_heads, longest)
+    assert {config.blocks["SPLITS"] for config in configs} == splits
+    assert not any(config.blocks["EARLY"] for config in configs)
+    packed = decode_configs(tokens, kv_heads, longest, packed=True)
+    assert len(set(map(repr, packed))) == len(packed) >= len(configs)
+    assert any(config.blocks["EARLY"] for config in packed)
 
 
 def test_tiled_candidates_are_for_matrix_units() -> None:

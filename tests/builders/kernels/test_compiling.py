@@ -13,6 +13,7 @@ from torch import Tensor
 from builders.kernels.attention import (
     TILED_CONFIGS,
     Attention,
+    Packed,
     decode,
     decode_configs,
     tiled,
@@ -27,6 +28,7 @@ from builders.kernels.cache import (
     write,
 )
 from builders.kernels.call import Call, Config, Source
+from builders.kernels.direct import direct, direct_configs
 from builders.kernels.embedding import EMBED_CONFIGS, embed
 from builders.kernels.linear import Linear, Scratch, linear, linear_configs
 from builders.kernels.moe import (
@@ -95,6 +97,10 @@ def calls() -> Iterator[Call]:
     sloped = Attention(heads=32, scale=0.1, window=100, slopes=empty(32, dtype=torch.float32))
     for config in decode_configs(16, 8, 64)[:9:2]:
         yield from decode(q, plain, CACHE, config, out=out, scratch=SCRATCH)
+    for config in decode_configs(16, 8, 64, packed=True)[::5]:
+        yield from decode(
+            q, sloped, CACHE, config, out=out, scratch=SCRATCH, packed=Packed(angles=ANGLES, clip=8.0)
+        )
     tiles = empty(4, 3, dtype=torch.int32)
     yield from tiled(q, sloped, CACHE, tiles, TILED_CONFIGS[-1], out=out)
     yield from tiled(q, plain, CACHE, tiles, TILED_CONFIGS[-1], out=out)
@@ -115,6 +121,14 @@ def other_calls() -> Iterator[Call]:
     yield from norm(heads, replace(RMS, weight=empty(128)), NORM_CONFIGS[0], out=heads)
     yield from rotate(heads, ANGLES, ROTATE_CONFIGS[0], out=heads)
     yield from write(heads, heads, CACHE, PLAIN_WRITE_CONFIGS[0])
+
+
+def direct_calls() -> Iterator[Call]:
+    """Every candidate for a short row; for a long one, those that can be."""
+    for layer in (replace(FC, norm=None, activation=None), DOWN):
+        x, y = empty(5, layer.weight.shape[1]), empty(5, layer.width)
+        for config in direct_configs(5, layer):
+            yield from direct(x, layer, config, out=y, residual=y)
 
 
 def moe_calls() -> Iterator[Call]:
@@ -141,7 +155,7 @@ def moe_calls() -> Iterator[Call]:
     yield from combine(parts, experts, routed, COMBINE_CONFIGS[0], out=x, residual=x)
 
 
-CALLS = [*calls(), *other_calls(), *moe_calls()]
+CALLS = [*calls(), *other_calls(), *direct_calls(), *moe_calls()]
 
 
 @pytest.fixture(scope="module")
@@ -162,19 +176,29 @@ def test_compiles(call: Call, capability: int, compiler: Callable[[Source, int],
 
 def test_eight_bit_caches(compiler: Callable[[Source, int], str]) -> None:
     q, out = empty(16, 4608), empty(16, 32, 96)
+    early = next(config for config in decode_configs(64, 8, 64, packed=True) if config.blocks["EARLY"])
     for call in (
         *rotate_and_write(q, None, NARROW, WRITE_CONFIGS[0], out=out),
         *decode(q, Attention(heads=32, scale=0.1), NARROW, decode_configs(16, 8, 64)[0], out=out),
+        *decode(
+            q,
+            Attention(heads=32, scale=0.1),
+            NARROW,
+            early,
+            out=out,
+            packed=Packed(angles=None),
+        ),
     ):
         assert compiler(call.source, 90) == ""
 
 
 def test_overlap_is_for_hopper_and_later(compiler: Callable[[Source, int], str]) -> None:
-    q, out = empty(16, 6144), empty(16, 32, 128)
+    q, out, x = empty(16, 6144), empty(16, 32, 128), empty(2, 14336)
     config = decode_configs(16, 8, 64, overlap=True)[0]
     for call in (
         *linear_calls(1, UP, linear_configs(1, UP, overlap=True)[0]),
         *linear_calls(2, UP, linear_configs(2, UP, overlap=True)[0]),
+        *direct(x, DOWN, direct_configs(2, DOWN, overlap=True)[0], out=empty(2, 4096)),
         *decode(q, Attention(heads=32, scale=0.1), CACHE, config, out=out),
     ):
         assert compiler(call.source, 90) == ""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from builders.kernels.call import Runner
 from builders.kernels.reduce import PACKETS, REDUCE_CONFIG, PeerBuffers, all_reduce, example_buffers
-from tests.builders.kernels.peers import buffers_of, push, random_parts, summed, take, together
+from tests.builders.kernels.peers import buffers_of, push, random_parts, summed, take, together, wide_accesses
 from tests.builders.kernels.workers import compiles, pool
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
@@ -112,6 +112,18 @@ def test_ranks_that_wait_for_each_other() -> None:
     for outs in together(calls, BLOCKS):
         for number, (out, parts) in enumerate(zip(outs, calls, strict=True)):
             assert torch.equal(out, summed(parts)), f"call {number}"
+
+
+@pytest.mark.parametrize("capability", [80, 90, 120])
+def test_packets_are_whole_and_bypass_what_one_device_keeps(
+    capability: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """What the kernel's argument rests on is the compiler's: machine code has strong accesses, twice 8 bytes."""
+    x = torch.empty(1, 4096, dtype=torch.bfloat16, device="meta")
+    (call,) = all_reduce(x, example_buffers(4), REDUCE_CONFIG, out=x)
+    with pool(interpreted=False, cache=tmp_path_factory.mktemp("compiled")) as workers:
+        found = workers.submit(wide_accesses, call.source, capability).result()
+    assert found == {"LDG.E.128.STRONG.SYS", "STG.E.128.STRONG.SYS"}
 
 
 @dataclass(frozen=True)
