@@ -52,15 +52,13 @@ class Kernel(Protocol):
     def output(self, args: Sequence[Any]) -> Tensor:
         """Room for the result."""
 
-<<<<<<< HEAD
     def takes(self, args: Sequence[Any], launch: Launch) -> bool:
         """Whether these arguments are for it, and not for PyTorch: all are, unless told."""
         return True
-=======
+
     def room(self, config: Config, args: Sequence[Any], spent: Collection[int]) -> Tensor:
         """The same, where the memory of some arguments may be written over: nothing does, unless told."""
         return self.output(args)
->>>>>>> main
 
     def calls(self, config: Config, args: Sequence[Any], out: Tensor, launch: Launch) -> list[Call]:
         """What to launch."""

@@ -31,12 +31,7 @@ def block(name: str, mapping: Mapping = WHOLE) -> list[str]:
     return summary(fused(exported(name, mapping).blocks[0]))
 
 
-<<<<<<< HEAD
-ATTENTION = ["fused.rotate_and_write", "fused.attend", "aten.flatten"]
-=======
 ATTENTION = ["fused.rotate_and_attend", "aten.flatten"]
-ALL_REDUCE = ["rankforge.all_reduce", "aten.add"]
->>>>>>> main
 
 
 def test_llama() -> None:
@@ -127,11 +122,7 @@ def test_embedding(name: str, split: Any, operators: list[str]) -> None:
     assert summary(fused(embed)) == operators
 
 
-<<<<<<< HEAD
-DENSE, EXPERTS = (7, 9), (9, 10)
-=======
-DENSE, EXPERTS = (6, 10), (8, 11)
->>>>>>> main
+DENSE, EXPERTS = (6, 8), (8, 9)
 SIZES = {
     **dict.fromkeys([name for name in (*MODELS, *BEYOND) if spec_of(name).moe is None], DENSE),
     **dict.fromkeys([name for name in (*MODELS, *BEYOND) if spec_of(name).moe is not None], EXPERTS),

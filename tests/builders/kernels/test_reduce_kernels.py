@@ -118,7 +118,7 @@ def test_ranks_that_wait_for_each_other() -> None:
 def test_packets_are_whole_and_bypass_what_one_device_keeps(
     capability: int, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """What the kernel's argument rests on is the compiler's: machine code has strong accesses, twice 8 bytes."""
+    """What the argument in the kernel rests on, as the compiler makes it: strong accesses, twice 8 bytes."""
     x = torch.empty(1, 4096, dtype=torch.bfloat16, device="meta")
     (call,) = all_reduce(x, example_buffers(4), REDUCE_CONFIG, out=x)
     with pool(interpreted=False, cache=tmp_path_factory.mktemp("compiled")) as workers:
