@@ -85,7 +85,7 @@ def engines(out: Path, rank: int, runner: Runner) -> tuple[CudaEngine, TorchEngi
     size = (blocks, BLOCK, shape.num_kv_heads, spec.head_dim)
     caches = [new_caches(size, len(shape.layers), torch.float32, "cpu") for _ in range(2)]
     plain = TorchEngine(pieces(graphs, interpreted_piece), 0, dict(tensors), caches[0])
-    return with_kernels(graphs, dict(tensors), caches[1], LIMITS, On(run=runner)), plain
+    return with_kernels(graphs, dict(tensors), caches[1], LIMITS, On(run=runner), None), plain
 
 
 def forward(ranks: list[Engine], links: list[Communicator], ids: Tensor, step: Step) -> list[Tensor]:
