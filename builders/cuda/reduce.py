@@ -34,8 +34,9 @@ class AllReduceKernel(Kernel):
 
     def calls(self, config: Config, args: Sequence[Any], out: Tensor, launch: Launch) -> list[Call]:
         x, ranks, residual = args
-        if x.is_meta:
-            x, out = x[:1], out[:1]  # what is compiled serves any number of rows
+        if launch.peers is None:
+            x = x.new_empty(4)  # to compile for: one kernel serves all sizes
+            added = None if residual is None else x
+            return all_reduce(x, example_buffers(ranks), config, out=x, residual=added)
         added = None if residual is None else residual.contiguous()
-        peers = launch.peers or example_buffers(ranks)
-        return all_reduce(x.contiguous(), peers, config, out=out, residual=added)
+        return all_reduce(x.contiguous(), launch.peers, config, out=out, residual=added)

@@ -102,7 +102,7 @@ def _is_missing(got, epoch, awaited):
 
 @triton.jit
 def _sum(parts, added, KIND: tl.constexpr):
-    """Words [PACKETS] from the ranks' [ROWS, PACKETS] and one more, added up in float32."""
+    """Words [PACKETS] from the ranks' [ROWS, PACKETS] and one more, added up in float32 in this order."""
     if KIND == "fp32":
         total = tl.sum(parts.to(tl.float32, bitcast=True), 0) + added.to(tl.float32, bitcast=True)
         return total.to(tl.int32, bitcast=True)

@@ -16,18 +16,34 @@ from transformers import PreTrainedConfig
 from builders.checkpoint import rank_tensors, read_manifest
 from builders.constants import rank_constants
 from builders.cuda.engine import CudaEngine
+from builders.cuda.example import ANY
 from builders.cuda.launch import Launch
+from builders.cuda.site import sites_of
 from builders.cuda.table import KERNELS
+from builders.cuda.target import Target
+from builders.cuda.unit import KernelPlan, candidates, sources_of
 from builders.engine import Engine, TorchEngine
 from builders.export import export_rank
 from builders.kernels.call import Call, Runner
+from builders.kernels.reduce import MOST_BLOCKS
+from builders.keys import Recipe
 from builders.limits import Limits
 from builders.mapping import Mapping, rank_shape
 from builders.ops import Communicator, Step, tensor_parallel
 from builders.sources.hf import open_folder
+from tests.beyond import spec_of
 from tests.builders.kernels.peers import buffers_of
 from tests.convert_tools import convert_opened
-from tests.cuda_ranks import On, following, interpreted_piece, new_caches, pieces, prompts, with_kernels
+from tests.cuda_ranks import (
+    On,
+    following,
+    fused_programs,
+    interpreted_piece,
+    new_caches,
+    pieces,
+    prompts,
+    with_kernels,
+)
 from tests.oracle import gpt2, llama, mixtral, random_model
 from tests.sim import BLOCK, Member, ThreadGroup
 
@@ -139,3 +155,22 @@ def test_what_the_kernel_takes(x: Tensor, peers: bool, takes: bool) -> None:
     """Everything else goes through the communicator."""
     launch = Launch(peers=buffers_of(RANKS, blocks=1)[0] if peers else None)
     assert KERNELS["fused.all_reduce"].takes([x, RANKS, None], launch) == takes
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_engines_hold_the_kernels_that_ranks_launch(overlap: bool) -> None:
+    """Whatever the rank and the number of rows, a launch asks for the kernel that was compiled."""
+    graphs = export_rank(spec_of("llama2-gqa"), SPLIT, 0, torch.bfloat16, BLOCK)
+    target, kernel = Target(capability=90 if overlap else 80, device=None), KERNELS["fused.all_reduce"]
+    found = set()
+    for program in fused_programs(graphs):
+        for site in sites_of(program, {"fused.all_reduce": kernel}).values():
+            plan = KernelPlan(site=site, rows=ANY, limits=LIMITS, target=target, recipe=Recipe("test", {}))
+            (config,) = candidates(site, ANY, LIMITS, target)
+            x = torch.empty(3, 48, dtype=torch.bfloat16)
+            args = [x, RANKS, x if site.given(2) else None]
+            peers = buffers_of(RANKS, MOST_BLOCKS)[1]
+            (call,) = kernel.calls(config, args, kernel.output(args), Launch(peers=peers))
+            assert sources_of(plan, config) == [call.source]
+            found.add((site.given(2), call.source.overlap))
+    assert found == {(False, overlap), (True, overlap)}
