@@ -163,6 +163,9 @@ class RankWorker:
         """Graphs hold the choice of tokens, as far as it is the same for everyone, and their way back."""
         before = self._last.__getitem__ if self._place.pp == 0 else None
         after = self._chooser.greedily if self._chooser else None
+        peers = self._links.peers
+        if peers is not None and peers.buffers is not None:
+            engine.join(peers.buffers)
         with torch.no_grad(), self._links.meant():
             engine.prepare(before=before, after=after)
             if self._chooser:

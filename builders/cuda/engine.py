@@ -13,6 +13,7 @@ from torch import Tensor
 from builders.cuda.executor import Context
 from builders.cuda.steps import Buffers, Tiles, graph_sizes, is_decoding, there, to_device
 from builders.engine import TorchEngine
+from builders.kernels.reduce import PeerBuffers
 from builders.limits import Limits
 from builders.ops import Step
 
@@ -64,6 +65,10 @@ class CudaEngine:
     def copy_blocks(self, copies: Sequence[tuple[int, int]]) -> None:
         with self._on_device():
             self._programs.copy_blocks(copies)
+
+    def join(self, peers: PeerBuffers) -> None:
+        """Small sums over ranks are kernels from now on, in all of the ranks; before `prepare`."""
+        self._context.launch = replace(self._context.launch, peers=peers)
 
     def prepare(
         self, sizes: Sequence[int] = (), *, before: Before | None = None, after: After | None = None
