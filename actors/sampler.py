@@ -14,6 +14,7 @@ import secrets
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import astuple, dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ from actors.filters import NEVER, kept_by_min_p, kept_by_top_k, kept_by_top_p
 from actors.noise import gumbel, places
 from actors.sampling_params import SamplingParams
 from builders.errors import UserError
+from builders.kernels.draw import Wishes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +36,8 @@ class Needs:
     top_k: int = 0
     """The largest k, up to a power of two."""
     top_p: bool = False
+    both: bool = False
+    """Some rows have a k and a p, which counts among what the k keeps."""
     min_p: bool = False
     penalties: bool = False
     bias: bool = False
@@ -49,6 +53,7 @@ class Needs:
             draw=draw,
             top_k=1 << (params.top_k - 1).bit_length() if draw and params.top_k else 0,
             top_p=draw and params.top_p < 1,
+            both=draw and params.top_k > 0 and params.top_p < 1,
             min_p=draw and params.min_p > 0,
             penalties=(params.repetition_penalty, params.presence_penalty, params.frequency_penalty)
             != (1, 0, 0),
@@ -85,6 +90,15 @@ class Sampled:
     """[R, n]"""
 
 
+class Drawer(Protocol):
+    """Chooses tokens as `Sampler` describes, from scores after penalties, biases and bars."""
+
+    def __call__(
+        self, scores: Tensor, slots: Tensor, positions: Tensor, wishes: Wishes, *, scaled: bool
+    ) -> Tensor:
+        """[R] Scaled: the temperature and top-k have been applied."""
+
+
 LEAST_TEMPERATURE = 1e-5
 """What is below is taken for this, so that no score overflows."""
 _PARTS = 96
@@ -104,10 +118,12 @@ class Sampler:
         vocab_size: int,
         device: torch.device | str = "cpu",
         eos_token_ids: Collection[int] = (),
+        drawer: Drawer | None = None,
     ) -> None:
+        """`drawer` is what draws in place of PyTorch's operators."""
         self.nobody = slots
         """A slot for rows that only fill up a batch."""
-        self._vocab_size = vocab_size
+        self._vocab_size, self._drawer = vocab_size, drawer
         self._eos = frozenset(eos_token_ids)
         device = torch.device(device)
         self._reals = torch.tensor(_PLAIN, dtype=torch.float64).repeat(slots + 1, 1).to(device)
@@ -197,9 +213,7 @@ class Sampler:
         """
         needs = needs or self.all_needs
         scores = self.adjusted(logits, slots, positions, needs)
-        if needs.draw:
-            scores = self._drawable(scores, slots, positions, needs)
-        tokens = likeliest_tokens(scores)
+        tokens = self._chosen(scores, slots, positions, needs)
         if needs.penalties:
             self.count(slots, tokens)
         return self._told(logits, tokens, needs.logprobs)
@@ -217,6 +231,18 @@ class Sampler:
         if needs.bars:
             scores = self._bars.added(scores, slots, positions < self._integers[slots][:, 2])
         return scores
+
+    def _chosen(self, scores: Tensor, slots: Tensor, positions: Tensor, needs: Needs) -> Tensor:
+        """Greedily or by a draw."""
+        if not needs.draw:
+            return likeliest_tokens(scores)
+        if self._drawer is None:
+            return likeliest_tokens(self._drawable(scores, slots, positions, needs))
+        if needs.both:
+            scores = scores / self._reals[slots][:, :1].float()
+            scores = kept_by_top_k(scores, self._integers[slots][:, 0], needs.top_k)
+        wishes = Wishes(reals=self._reals, integers=self._integers)
+        return self._drawer(scores, slots, positions, wishes, scaled=needs.both)
 
     def _drawable(self, scores: Tensor, slots: Tensor, positions: Tensor, needs: Needs) -> Tensor:
         """Scores whose argmax is a draw, or the likeliest in greedy rows."""
