@@ -10,8 +10,9 @@ from torch import Tensor
 
 from actors.beams import likeliest, log_probabilities
 from actors.messages import Admitted, BeamDecision, Fork, Logprobs, StepPlan, StepResult, unpacked
+from actors.needs import Needs
 from actors.pending import Pending, mark, to_host
-from actors.sampler import Drawer, Needs, Sampled, Sampler, likeliest_tokens
+from actors.sampler import Drawer, Sampled, Sampler, likeliest_tokens
 from actors.searches import Searches, decide
 from actors.step_builder import Batch, Scored
 from builders.cuda.steps import there
