@@ -72,7 +72,8 @@ class RankWorker:
         self._steps = StepBuilder(limits, lanes=mapping.pp_size, table=table)
         self._last = torch.zeros(slots + 1, dtype=torch.int64, device=self._device)
         vocabulary = Vocabulary(size=spec.vocab_size, ends=setup.ends, max_seq_len=limits.max_seq_len)
-        self._chooser = Chooser(vocabulary, self._last) if self._chooses else None
+        drawer = self._graphs.draw if self._graphs and self._graphs.draws else None
+        self._chooser = Chooser(vocabulary, self._last, drawer) if self._chooses else None
         if self._graphs:
             self._capture(self._graphs)
 
