@@ -53,7 +53,7 @@ class Answering:
             for name, wish in zip(self._names, self._wishes, strict=True)
         ]
         async for batch in streams[0] if len(streams) == 1 else merged(streams):
-            if grown := [grown for news in batch if (grown := self._take(news))]:
+            if grown := [one for news in batch if (one := self._take(news))]:
                 yield grown
 
     @property

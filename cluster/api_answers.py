@@ -127,7 +127,7 @@ class ChatChunk(Answer, frozen=True, kw_only=True):
 
     object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
     choices: list[ChunkChoice]
-    usage: Usage | None | UnsetType = UNSET
+    usage: Usage | UnsetType | None = UNSET
 
 
 class Completion(Answer, frozen=True, kw_only=True):
@@ -135,7 +135,7 @@ class Completion(Answer, frozen=True, kw_only=True):
 
     object: Literal["text_completion"] = "text_completion"
     choices: list[CompletionChoice]
-    usage: Usage | None | UnsetType = UNSET
+    usage: Usage | UnsetType | None = UNSET
 
 
 class Model(Struct, frozen=True, kw_only=True):

@@ -45,7 +45,7 @@ def choice_of(body: ChatBody | CompletionBody, config: ApiConfig, facts: ModelFa
     asked = _asked(body)
     echo = isinstance(body, CompletionBody) and bool(body.echo)
     if asked is not None and asked < (0 if echo else 1):
-        raise invalid(f"Invalid 'max_tokens': {asked} is less than 1.", "max_tokens", "integer_below_min_value")
+        raise invalid(f"Invalid 'max_tokens': {asked} is less than 1.", "max_tokens", "below_min_value")
     most = _most(config, facts)
     default = most if isinstance(body, ChatBody) else min(16, most)
     if asked is not None and asked > most:

@@ -39,7 +39,7 @@ class ChatForm:
         self._with_logprobs = bool(body.logprobs)
         self._begun: set[int] = set()
 
-    def part(self, index: int, growth: Growth, usage: Usage | None | UnsetType) -> ChatChunk | None:
+    def part(self, index: int, growth: Growth, usage: Usage | UnsetType | None) -> ChatChunk | None:
         if not (growth.text or growth.finish or growth.scored):
             return None
         delta = ChatDelta(UNSET if index in self._begun else "assistant", growth.text)
@@ -53,7 +53,7 @@ class ChatForm:
         choices = [self._choice(index, text) for index, text in enumerate(texts)]
         return ChatCompletion(**self._heading, choices=choices, usage=usage)
 
-    def _chunk(self, choices: list[ChunkChoice], usage: Usage | None | UnsetType) -> ChatChunk:
+    def _chunk(self, choices: list[ChunkChoice], usage: Usage | UnsetType | None) -> ChatChunk:
         return ChatChunk(**self._heading, choices=choices, usage=usage)
 
     def _choice(self, index: int, text: Growth) -> ChatChoice:

@@ -46,20 +46,17 @@ def _message(number: int, message: Message) -> dict[str, Any]:
 
 def _content(number: int, message: Message) -> str:
     """Parts are lines of one text."""
+    where = f"messages[{number}].content"
     if message.content is None and message.role != "assistant":
-        raise invalid(
-            f"Missing required parameter: 'messages[{number}].content'.",
-            f"messages[{number}].content",
-            "missing_required_parameter",
-        )
+        raise invalid(f"Missing required parameter: '{where}'.", where, "missing_required_parameter")
     if not isinstance(message.content, list):
         return message.content or ""
     for place, part in enumerate(message.content):
         if part.type != "text" or part.text is None:
             raise invalid(
-                f"Invalid value for 'messages[{number}].content[{place}]': parts of type {part.type[:32]!r} are not "
-                'taken; use {"type": "text", "text": ...}',
-                f"messages[{number}].content[{place}]",
+                f"Invalid value for '{where}[{place}]': parts of type {part.type[:32]!r} are not taken; use "
+                '{"type": "text", "text": ...}',
+                f"{where}[{place}]",
                 "invalid_value",
             )
     return "\n".join(part.text or "" for part in message.content)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 from msgspec import UnsetType
 
@@ -27,7 +28,7 @@ def given_prompts(body: CompletionBody) -> Sequence[str | list[int]]:
     kinds = {type(one) for one in given}
     if len(kinds) > 1:
         raise invalid("Invalid 'prompt': texts and tokens are mixed.", "prompt", "invalid_type")
-    return [given] if kinds == {int} else given  # type: ignore[return-value]
+    return cast("Sequence[str | list[int]]", [given] if kinds == {int} else given)
 
 
 async def completion_prompts(body: CompletionBody, model: ServedModel) -> list[Prompt]:
@@ -56,7 +57,7 @@ class CompletionForm:
         self._scores = [CompletionScores(texts, with_top=bool(body.logprobs)) for _ in prompts]
         self._begun: set[int] = set()
 
-    def part(self, index: int, growth: Growth, usage: Usage | None | UnsetType) -> Completion | None:
+    def part(self, index: int, growth: Growth, usage: Usage | UnsetType | None) -> Completion | None:
         is_first = self._echo and index not in self._begun
         if not (growth.text or growth.finish or growth.scored or is_first):
             return None
@@ -68,7 +69,7 @@ class CompletionForm:
     def whole(self, texts: list[Growth], usage: Usage) -> Completion:
         return self._answer([self._choice(index, text) for index, text in enumerate(texts)], usage)
 
-    def _answer(self, choices: list[CompletionChoice], usage: Usage | None | UnsetType) -> Completion:
+    def _answer(self, choices: list[CompletionChoice], usage: Usage | UnsetType | None) -> Completion:
         return Completion(**self._heading, choices=choices, usage=usage)
 
     def _choice(self, index: int, growth: Growth) -> CompletionChoice:

@@ -17,7 +17,15 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from builders.errors import UserError
 
 Messages = Sequence[dict[str, Any]]
-_REFUSALS = (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
+_REFUSALS = (
+    TemplateError,
+    TypeError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    RecursionError,
+)
 """What a template makes of messages that it was not written for."""
 
 

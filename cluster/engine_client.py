@@ -58,7 +58,7 @@ class EngineClient(Protocol):
     def facts(self) -> ModelFacts: ...
 
     def submit(self, request: Request) -> AsyncIterator[Batch]:
-        """The news of a request. BusyError, and WorkerError of an engine that failed, are raised here or there.
+        """The news of a request. BusyError, and WorkerError of an engine that failed: here or there.
 
         There, too: UserError for what can never be done, before any news; WorkerError where the engine fails
         later. The news end when every text has, or is cancelled. Who reads no further must cancel.

@@ -32,7 +32,7 @@ class Prompt:
 class Form(Protocol):
     """How one request is answered: texts are numbered as they are given."""
 
-    def part(self, index: int, growth: Growth, usage: Usage | None | UnsetType) -> Struct | None:
+    def part(self, index: int, growth: Growth, usage: Usage | UnsetType | None) -> Struct | None:
         """Of a stream; None where there is nothing to say."""
 
     def usage_part(self, usage: Usage) -> Struct:

@@ -40,6 +40,11 @@ class GrowingText:
     def num_tokens(self) -> int:
         return 0 if self.is_hidden else self.output.num_tokens
 
+    @property
+    def mean_likelihood(self) -> float:
+        """Of a token."""
+        return self.likelihood / max(1, self.output.num_tokens)
+
     def take(self, news: Tokens) -> Growth:
         """What the news add, up to the text's end."""
         if self.is_hidden:

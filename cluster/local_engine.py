@@ -1,8 +1,8 @@
 """A generator in this process behind an event loop: a thread of its own steps it.
 
-The thread and the loop share two queues. Orders go in under a condition, on which the thread waits when it has
-nothing to do; they are at most the requests that may wait and one cancellation each. News come out in batches:
-whatever steps the loop has not looked at yet costs it one wake-up.
+The thread and the loop share two queues. Orders go in under a condition, on which the thread waits when it
+has nothing to do; they are at most the requests that may wait and one cancellation for each text. News come
+out in batches: however many steps the loop has not looked at yet, they cost it one wake-up.
 """
 
 from __future__ import annotations
@@ -207,7 +207,7 @@ class _Closing:
 
 @dataclass(frozen=True)
 class _Outcome:
-    """Whatever ends the thread ends the streams, which pass it on: nothing is left to handle in the thread."""
+    """Whatever ends the thread ends the streams, which pass it on."""
 
     engine: LocalEngine
 

@@ -21,10 +21,10 @@ def chat_logprobs(scored: Iterable[Scored], texts: TokenTexts) -> ChatLogprobs:
 
 def _token_logprob(token: int, logprobs: Logprobs, texts: TokenTexts) -> TokenLogprob:
     top = [
-        TopLogprob(texts.text(other), _number(value), list(texts.bytes(other)))
+        TopLogprob(texts.text(other), _number(value), list(texts.spelling(other)))
         for other, value in zip(logprobs.tokens, logprobs.values, strict=True)
     ]
-    return TokenLogprob(texts.text(token), _number(logprobs.sampled), list(texts.bytes(token)), top)
+    return TokenLogprob(texts.text(token), _number(logprobs.sampled), list(texts.spelling(token)), top)
 
 
 def _number(value: float) -> float:

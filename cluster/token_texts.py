@@ -19,7 +19,7 @@ class TokenTexts:
         self._alphabet = _byte_alphabet() if _is_byte_level(tokenizer) else None
         self._known: dict[int, bytes] = {}
 
-    def bytes(self, token: int) -> bytes:
+    def spelling(self, token: int) -> bytes:
         """Nothing for a token of the model that the tokenizer does not have."""
         if token not in self._known:
             self._known[token] = self._bytes(token)
@@ -27,11 +27,11 @@ class TokenTexts:
 
     def text(self, token: int) -> str:
         """With signs of replacement where it is no whole characters."""
-        return self.bytes(token).decode(errors="replace")
+        return self.spelling(token).decode(errors="replace")
 
     def label(self, token: int) -> str:
         """As `text`; where that says too little, the bytes as OpenAI writes them."""
-        found = self.bytes(token)
+        found = self.spelling(token)
         try:
             return found.decode()
         except UnicodeDecodeError:
