@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -46,7 +46,7 @@ class Answering:
         for name in self._names:
             self._model.engine.cancel(name)
 
-    async def growths(self) -> AsyncIterator[list[tuple[int, Growth]]]:
+    async def growths(self) -> AsyncGenerator[list[tuple[int, Growth]], None]:
         """What is new of which texts. All prompts are taken by the engine, or none."""
         streams = [
             self._model.engine.submit(Request(name, wish.prompt, wish.params))
@@ -100,6 +100,7 @@ async def merged(streams: Sequence[AsyncIterator[Batch]]) -> AsyncIterator[Batch
     finally:
         for task in reading:
             task.cancel()
+        await asyncio.gather(*reading, return_exceptions=True)
 
 
 async def _next(stream: AsyncIterator[Batch]) -> Batch | None:

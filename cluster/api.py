@@ -94,9 +94,12 @@ async def _gone(_request: Request, _error: Exception) -> Response:
     return Response(status_code=499)
 
 
-async def _broken(_request: Request, _error: Exception) -> Response:
+async def _broken(request: Request, _error: Exception) -> Response:
     """A mistake of this program: its trace is logged by the server, and is no caller's business."""
-    return _answer(ApiError(status=500, message="The server had an error", type="server_error"))
+    headers = {"Connection": "close", "x-request-id": request.scope.get(_NAME, "")}  # servers close it
+    return _answer(
+        ApiError(status=500, message="The server had an error", type="server_error", headers=headers)
+    )
 
 
 def _answer(error: ApiError) -> Response:
@@ -104,6 +107,8 @@ def _answer(error: ApiError) -> Response:
 
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_NAME = "rankforge.request_id"
+"""Where it is in the scope."""
 
 
 class RequestIds:
@@ -118,6 +123,7 @@ class RequestIds:
             return
         given = Headers(scope=scope).get("x-request-id", "")
         name = given if _REQUEST_ID.fullmatch(given) else f"req-{secrets.token_hex(16)}"
+        scope[_NAME] = name
 
         async def named(message: Message) -> None:
             if message["type"] == "http.response.start":

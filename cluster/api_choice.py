@@ -51,6 +51,8 @@ def choice_of(body: ChatBody | CompletionBody, config: ApiConfig, facts: ModelFa
     if asked is not None and asked > most:
         raise invalid(f"max_tokens is too large: {asked}. At most {most} are possible.", "max_tokens")
     wanted = _logprobs(body, config)
+    if wanted is not None and params.num_beams > 1:
+        raise invalid("'logprobs' is not possible with 'use_beam_search'.", "logprobs")
     if wanted is None and returned < params.n and params.num_beams == 1:
         wanted = 0
     params = replace(

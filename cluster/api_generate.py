@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -95,7 +96,8 @@ class Generate(Generic[BodyT]):
         form = kind.form(body, heading, model, [one for one in prompts for _ in range(choice.returned)])
         with Answering(model, heading["id"], wishes) as answering:
             if body.stream:
-                await send_events(send, _events(answering, form, body.stream_options))
+                async with aclosing(_events(answering, form, body.stream_options)) as events:
+                    await send_events(send, events)
             else:
                 await send_json(send, await _whole(answering, form, choice))
 
@@ -119,11 +121,11 @@ def _heading(prefix: str, model: ServedModel) -> Heading:
 
 
 async def _whole(answering: Answering, form: Form, choice: Choice) -> bytes:
-    """Of texts that are left out nothing is kept but what they took."""
     parts: list[list[Growth]] = [[] for _ in answering.texts]
-    async for grown in answering.growths():
-        for index, growth in grown:
-            parts[index].append(growth)
+    async with aclosing(answering.growths()) as batches:
+        async for grown in batches:
+            for index, growth in grown:
+                parts[index].append(growth)
     given = [joined(parts[index]) for index in _returned(answering, choice)]
     return msgspec.json.encode(form.whole(given, answering.usage))
 
@@ -141,14 +143,16 @@ def _returned(answering: Answering, choice: Choice) -> list[int]:
     return found
 
 
-async def _events(answering: Answering, form: Form, options: StreamOptions | None) -> AsyncIterator[bytes]:
+async def _events(
+    answering: Answering, form: Form, options: StreamOptions | None
+) -> AsyncGenerator[bytes, None]:
     """What fails after the first event is one too: OpenAI's clients raise it."""
     wanted = options or StreamOptions()
     try:
-        async for grown in answering.growths():
-            usage = _usage_beside(answering, wanted)
-            if events := _joined_events(form, grown, usage):
-                yield events
+        async with aclosing(answering.growths()) as batches:
+            async for grown in batches:
+                if events := _joined_events(form, grown, _usage_beside(answering, wanted)):
+                    yield events
     except RankforgeError as error:
         if not any(text.output.num_tokens for text in answering.texts):
             raise

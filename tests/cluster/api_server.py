@@ -57,7 +57,7 @@ def serving(app: ASGIApp, *, log_level: str = "warning") -> Iterator[str]:
             assert thread.is_alive(), "it starts"
             time.sleep(0.01)
         (socket,) = server.servers[0].sockets
-        yield "http://127.0.0.1:%d" % socket.getsockname()[1]
+        yield f"http://127.0.0.1:{socket.getsockname()[1]}"
     finally:
         server.should_exit = True
         thread.join()

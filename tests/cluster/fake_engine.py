@@ -32,6 +32,8 @@ class FakeEngine:
     """Tokens, after which the engine fails."""
     refusal: str | None = None
     """Of every request."""
+    mistake: Exception | None = None
+    """Raised in place of any news."""
     waiting: int = 0
     """What it says of its load."""
     submitted: list[Request] = field(default_factory=list)
@@ -52,6 +54,8 @@ class FakeEngine:
         self.is_closed = True
 
     async def _news(self, request: Request) -> AsyncIterator[Batch]:
+        if self.mistake:
+            raise self.mistake
         if self.refusal:
             raise UserError(self.refusal)
         params = request.params
