@@ -5,8 +5,9 @@
 Each server is a process of its own with one event loop; its engine has every token at once. `us a token` is
 the processor time of the server's process, all its threads, by token, and `and core` is its inverse;
 `a second` is what the clock says. What the client takes is in neither, though both share the machine.
-`first ms` is the median time to a first event of requests that are alone. The goals: 200 us, 1000 a second and
-core. An engine in a thread that is faster than the event loop hands it several tokens at once: that costs less.
+`first ms` is the median time to a first event of requests that are alone. The goals: 200 us, 1000 a second
+and core. An engine in a thread that is faster than the event loop hands it several tokens at once, which
+costs less.
 """
 
 from __future__ import annotations
