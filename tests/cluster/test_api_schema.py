@@ -36,6 +36,7 @@ OPERATIONS = [
 """Without a body there is nothing to get wrong."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("path", "method", "mode"), OPERATIONS)
 def test_every_answer_is_one_that_is_declared(url: str, path: str, method: str, mode: GenerationMode) -> None:
     """All checks but one: a valid body may name a model that there is not, or pass a limit."""
