@@ -42,27 +42,19 @@ def choice_of(body: ChatBody | CompletionBody, config: ApiConfig, facts: ModelFa
     _check_stream(body)
     _check_format(body)
     returned, params = _texts(body, config)
-    asked = _asked(body)
-    echo = isinstance(body, CompletionBody) and bool(body.echo)
-    if asked is not None and asked < (0 if echo else 1):
-        raise invalid(f"Invalid 'max_tokens': {asked} is less than 1.", "max_tokens", "below_min_value")
-    most = _most(config, facts)
-    default = most if isinstance(body, ChatBody) else min(16, most)
-    if asked is not None and asked > most:
-        raise invalid(f"max_tokens is too large: {asked}. At most {most} are possible.", "max_tokens")
+    asked, most_tokens = _tokens(body, config, facts)
     wanted = _logprobs(body, config)
     if wanted is not None and params.num_beams > 1:
         raise invalid("'logprobs' is not possible with 'use_beam_search'.", "logprobs")
-    if wanted is None and returned < params.n and params.num_beams == 1:
-        wanted = 0
+    is_ranked = returned < params.n and params.num_beams == 1
     params = replace(
         params,
-        max_tokens=default if asked is None else max(1, asked),
+        max_tokens=most_tokens,
         stop=_stops(body, config),
         stop_token_ids=_stop_tokens(body, config, facts),
         logit_bias=_biases(body, config, facts),
-        logprobs=wanted,
-        prompt_logprobs=_logprobs(body, config) if echo else None,
+        logprobs=0 if wanted is None and is_ranked else wanted,
+        prompt_logprobs=wanted if _is_echoed(body) else None,
         **{name: value for name in _SAME if (value := getattr(body, name)) is not None},
     )
     return Choice(params=params, asked_tokens=asked, returned=returned)
@@ -93,9 +85,21 @@ def _too_long(message: str) -> ApiError:
     return invalid(message, code="context_length_exceeded")
 
 
-def _most(config: ApiConfig, facts: ModelFacts) -> int:
+def _tokens(body: ChatBody | CompletionBody, config: ApiConfig, facts: ModelFacts) -> tuple[int | None, int]:
+    """How many are asked for, and how many that makes at most. A prompt alone takes one that is not given."""
     longest = facts.limits.max_seq_len - 1
-    return min(longest, config.max_tokens or longest)
+    most, asked = min(longest, config.max_tokens or longest), _asked(body)
+    if asked is None:
+        return None, most if isinstance(body, ChatBody) else min(16, most)
+    if asked < (0 if _is_echoed(body) else 1):
+        raise invalid(f"Invalid 'max_tokens': {asked} is less than 1.", "max_tokens", "below_min_value")
+    if asked > most:
+        raise invalid(f"max_tokens is too large: {asked}. At most {most} are possible.", "max_tokens")
+    return asked, max(1, asked)
+
+
+def _is_echoed(body: ChatBody | CompletionBody) -> bool:
+    return isinstance(body, CompletionBody) and bool(body.echo)
 
 
 def _asked(body: ChatBody | CompletionBody) -> int | None:
