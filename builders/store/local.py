@@ -104,6 +104,11 @@ class Store:
         """The entry, safe from eviction; its hashes are checked when this store first opens it."""
         if self.home:
             self.find(key)
+        with self._open(key, verify=verify) as entry:
+            yield entry
+
+    @contextmanager
+    def _open(self, key: str, *, verify: bool = True) -> Iterator[Entry]:
         with self._shelf.held(key) as entry:
             if entry is None:
                 raise ArtifactError(f"{key}: not in {self.root}; build it first")
@@ -117,9 +122,12 @@ class Store:
         What is fetched is an entry here, of a key of its own.
         """
         part = Recipe("part", {"entry": check_key(key), "files": sorted(set(names))})
-        if self.home and self._find(key) is None and self._find(part.key) is None:
-            self._fetch(self.home, key, part)
-        with self.open(part.key if self._find(part.key) else key) as entry:
+        is_whole = self._find(key) is not None
+        if self.home and not is_whole:
+            self._tell(self.home, key)
+            if self._find(part.key) is None:
+                self._fetch(self.home, key, part)
+        with self._open(key if is_whole else part.key) as entry:
             for name in names:
                 entry.path(name)
             yield entry
@@ -145,9 +153,16 @@ class Store:
             return found
         with self._locked(recipe.key, what, wait_s):
             found = self.find(recipe.key)
-            if found and self.home:
-                self.home.publish(found.folder, found.manifest)
-            return found or self._build(recipe, build, needs_bytes)
+            if found is None:
+                return self._build(recipe, build, needs_bytes)
+            self._share(recipe.key)
+            return found
+
+    def _share(self, key: str) -> None:
+        """Publish at home what is here, unless it is there."""
+        with self._shelf.held(key) as entry:
+            if entry and self.home:
+                self.home.publish(entry.folder, entry.manifest)
 
     @contextmanager
     def _locked(self, name: str, what: str, wait_s: float = 3600.0) -> Iterator[None]:
@@ -161,14 +176,14 @@ class Store:
         here = {key for key in keys if self._find(key)}
         if self.home is None:
             return here
-        home, there, uses = self.home, self.home.keys(), self.home.uses()
+        there, uses = self.home.keys(), self.home.uses()
         recent = time.time() - _TELL_AFTER_S
         self._told |= {key for key in keys if uses.get(key, 0.0) > recent}
 
         def move(key: str, _stop: Event) -> Entry | None:
             found = self.find(key)
-            if found and key not in there:
-                home.publish(found.folder, found.manifest)
+            if key not in there:
+                self._share(key)
             return found
 
         wanted = sorted(here | (set(keys) & there))
@@ -223,8 +238,7 @@ class Store:
             with disk.full_disk_refused(self.root, what, folder):
                 yield draft
                 draft.published = self._seal(draft, recipe)
-        if self.home:
-            self.home.publish(draft.entry.folder, draft.entry.manifest)
+        self._share(recipe.key)
         self._shrink(recipe.key)
 
     def _shrink(self, keep: str) -> None:

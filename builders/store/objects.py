@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from threading import Event
 from typing import Any, TypeVar
@@ -22,6 +23,7 @@ from builders.errors import ArtifactError
 from builders.store.urls import FLAT, HomeUrl, driver_errors
 
 CHUNK_BYTES = 8 << 20
+_PUTS = 4
 _AHEAD = 2
 """Chunks on their way beside the one in hand."""
 
@@ -78,14 +80,12 @@ class Objects:
     def write(self, name: str, data: bytes = b"") -> None:
         """Write a small object, or replace it."""
         with self._explained("cannot write", name):
-            self._make_folder(name)
-            self._fs.pipe_file(self._path(name), data)
+            self._put(name, partial(self._fs.pipe_file, self._path(name), data))
 
     def upload(self, name: str, file: Path) -> None:
         """Write an object from a file, which is not read into memory."""
-        with self._explained("cannot write", name):
-            self._make_folder(name)
-            self._fs.put_file(str(file), self._path(name))
+        with self._explained("cannot write", name), file.open("rb"):
+            self._put(name, partial(self._fs.put_file, str(file), self._path(name)))
 
     def delete(self, name: str) -> None:
         """Remove an object, unless somebody has."""
@@ -141,8 +141,17 @@ class Objects:
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}" if name else self._root
 
+    def _put(self, name: str, write: Callable[[], object]) -> None:
+        """Where there are folders, another may remove one that is empty before it is written to."""
+        for _ in range(_PUTS - 1 if self._has_folders else 0):
+            with suppress(FileNotFoundError):
+                self._make_folder(name)
+                write()
+                return
+        write()
+
     def _make_folder(self, name: str) -> None:
-        if self._has_folders:
+        with suppress(FileExistsError):  # fsspec's own looks and makes, one after the other
             self._fs.makedirs(self._path(name).rpartition("/")[0], exist_ok=True)
 
     @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,11 +41,15 @@ def build(store: Store, name: str = "a") -> str:
     return store.get_or_build(Recipe("engine", {"name": name}), write_payload).key
 
 
-class Interrupted:
-    """A file system of which every operation can be made to fail, or to do something else first."""
+Around = Callable[[str, str, Callable[[], Any]], Any]
+"""Does an operation of the storage, given its name, what it is done to, and how."""
 
-    def __init__(self, file_system: Any, before: Callable[[str, str], None]) -> None:
-        self._fs, self._before = file_system, before
+
+class Interrupted:
+    """A file system that does its operations by way of somebody else."""
+
+    def __init__(self, file_system: Any, around: Around) -> None:
+        self._fs, self._around = file_system, around
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(self._fs, name)
@@ -52,20 +57,28 @@ class Interrupted:
             return found
 
         def call(*args: Any, **settings: Any) -> Any:
-            self._before(name, str(args[-1] if name == "put_file" else args[0]))
-            return found(*args, **settings)
+            path = str(args[1] if name == "put_file" else args[0])
+            return self._around(name, path, partial(found, *args, **settings))
 
         return call
+
+
+def interrupt(home: Home, around: Around) -> None:
+    """From here on."""
+    home.objects._fs = Interrupted(home.objects._fs, around)
 
 
 @contextmanager
 def disturbed(home: Home, before: Callable[[str, str], None]) -> Iterator[Home]:
     """The same home; before every operation of the storage, something happens."""
+
+    def around(name: str, path: str, operation: Callable[[], Any]) -> Any:
+        before(name, path)
+        return operation()
+
     plain = home.objects._fs
-    home.objects._fs = Interrupted(plain, before)
+    interrupt(home, around)
     try:
         yield home
     finally:
         home.objects._fs = plain
-
-

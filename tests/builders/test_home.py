@@ -54,9 +54,11 @@ def test_only_the_files_that_are_wanted_are_fetched(home: Home, tmp_path: Path) 
                 assert entry.path("config.json").read_text() == "{}"
                 assert not (entry.folder / "rank0").exists()
     assert len(read) == 2, "the manifest and the file, once"
-    assert not any(two.verify().values()) and two.find(KEY)
+    assert not any(two.verify().values()) and len(two.listing()) == 1
+    assert len(objects(home, "used/")) == 1, "a part is a use of the whole"
     with pytest.raises(ArtifactError, match=r"'rank7\.bin': not in entry"), two.open_part(KEY, ["rank7.bin"]):
         pass
+    assert two.find(KEY)
     with machine(home, tmp_path / "one").open_part(KEY, ["config.json"]) as entry:
         assert entry.key == KEY, "all of it was here"
 
