@@ -2,8 +2,9 @@
 
 from builders.store.draft import Draft
 from builders.store.home import Home
-from builders.store.local import Store, StorePlace
+from builders.store.local import Store
 from builders.store.manifest import FileRecord, Manifest
+from builders.store.place import StorePlace
 from builders.store.shelf import Entry
 from builders.store.upkeep import Listed, Pruned
 

@@ -30,6 +30,9 @@ class Home:
         self.url = home_url(url)
         self.objects = Objects(file_system(self.url), self.url)
 
+    def __str__(self) -> str:
+        return str(self.url)
+
     def require(self) -> None:
         """Refuse a place that is no home."""
         if not self._is_home():
@@ -49,7 +52,7 @@ class Home:
         except MissingObject:
             return False
 
-    def keys(self) -> set[str]:
+    def known_keys(self) -> set[str]:
         """Of all entries."""
         return {attempt.key for attempt in attempts_in(self.objects.listing("entries"))}
 

@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from threading import Event
 from typing import cast
@@ -20,6 +20,7 @@ from builders.store.home import Home
 from builders.store.locks import Announce, Wait, locked
 from builders.store.manifest import MANIFEST, Manifest, describe
 from builders.store.objects import at_once
+from builders.store.place import StorePlace
 from builders.store.scratch import Scratch
 from builders.store.shelf import Entry, Shelf
 from builders.store.upkeep import Listed, Pruned
@@ -28,19 +29,6 @@ _log = logging.getLogger(__name__)
 _AT_ONCE = 4
 _TELL_AFTER_S = 3600.0
 """A use that the home has heard of is told again only after so long."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class StorePlace:
-    """Where a store is: plain data that a worker can be sent."""
-
-    folder: Path
-    url: str | None = field(default=None, repr=False)
-    """Of the home that the folder is a cache of; it may hold a password."""
-
-    def open(self) -> Store:
-        """The store; its home is not asked anything yet."""
-        return Store(self.folder, home=Home(self.url) if self.url else None)
 
 
 class Store:
@@ -70,15 +58,18 @@ class Store:
         self._hashed: dict[str, Manifest] = {}
         self._told: set[str] = set()
 
+    def __str__(self) -> str:
+        return str(self.root)
+
     @property
     def place(self) -> StorePlace:
         """Where it is."""
         return StorePlace(folder=self.root, url=self.home.url.whole if self.home else None)
 
-    def keys(self) -> set[str]:
+    def known_keys(self) -> set[str]:
         """Of the entries here and at home."""
         here = {key for key in self._shelf.names() if upkeep.is_key(key)}
-        return here | self.home.keys() if self.home else here
+        return here | self.home.known_keys() if self.home else here
 
     def find(self, key: str, *, verify: bool = False) -> Entry | None:
         """The entry, its manifest and file sizes checked; its hashes too with `verify`.
@@ -176,7 +167,7 @@ class Store:
         here = {key for key in keys if self._find(key)}
         if self.home is None:
             return here
-        there, uses = self.home.keys(), self.home.uses()
+        there, uses = self.home.known_keys(), self.home.uses()
         recent = time.time() - _TELL_AFTER_S
         self._told |= {key for key in keys if uses.get(key, 0.0) > recent}
 

@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-
 from builders.keys import Recipe
 from builders.store import Home, Store
 from tests.builders.entries import write_payload

@@ -24,9 +24,9 @@ def home(request: pytest.FixtureRequest, tmp_path: Path) -> Home:
 
 def test_what_one_machine_builds_another_finds(home: Home, tmp_path: Path) -> None:
     one, two = machine(home, tmp_path / "one"), machine(home, tmp_path / "two")
-    assert two.find(KEY) is None and two.keys() == set()
+    assert two.find(KEY) is None and two.known_keys() == set()
     built = one.get_or_build(recipe("a"), write_payload)
-    assert two.keys() == {KEY}
+    assert two.known_keys() == {KEY}
     found = two.get_or_build(recipe("a"), never_build)
     assert found.folder.is_relative_to(tmp_path / "two") and found.manifest == built.manifest
     assert found.path("rank0/program.bin").read_bytes() == PAYLOAD
@@ -82,12 +82,12 @@ def test_an_entry_of_before_is_shared_when_a_home_is_given(home: Home, tmp_path:
     build(Store(tmp_path / "one"), "a")
     build(Store(tmp_path / "one"), "b")
     one = machine(home, tmp_path / "one")
-    assert one.find(KEY) and home.keys() == set(), "a look does not upload"
+    assert one.find(KEY) and home.known_keys() == set(), "a look does not upload"
     one.get_or_build(recipe("a"), never_build)
-    assert home.keys() == {KEY}
+    assert home.known_keys() == {KEY}
     build(machine(home, tmp_path / "two"), "c")
     wanted = [recipe(name).key for name in "abcd"]
-    assert one.bring(wanted) == set(wanted[:3]) == home.keys() and not any(home.verify().values())
+    assert one.bring(wanted) == set(wanted[:3]) == home.known_keys() and not any(home.verify().values())
 
 
 def test_listing_says_what_a_home_holds(home: Home, tmp_path: Path) -> None:
@@ -104,9 +104,9 @@ def test_pins_and_recent_uses_outlive_a_prune(home: Home, tmp_path: Path) -> Non
     one = machine(home, tmp_path / "one")
     keys = [build(one, name) for name in "abcd"]
     one.pin(keys[1])
-    assert home.prune(0).evicted == () and home.keys() == set(keys), "all is new"
+    assert home.prune(0).evicted == () and home.known_keys() == set(keys), "all is new"
     pruned = home.prune(0, keep=keys[2:3], min_age_s=0)
-    assert set(pruned.evicted) == {keys[0], keys[3]} and home.keys() == {keys[1], keys[2]}
+    assert set(pruned.evicted) == {keys[0], keys[3]} and home.known_keys() == {keys[1], keys[2]}
     assert pruned.freed_bytes > 2 * len(PAYLOAD) and not any(home.verify().values())
     home.unpin(keys[1])
     assert home.prune(0, min_age_s=0).kept_bytes == 0
@@ -153,7 +153,9 @@ def test_two_publishers_at_once_leave_one_entry(home: Home, tmp_path: Path) -> N
         one, two = machine(home, tmp_path / f"one{step}"), machine(home, tmp_path / f"two{step}")
         calls = [0]
 
-        def other(_what: str, _path: str, step: int = step, calls: list[int] = calls, two: Store = two) -> None:
+        def other(
+            _what: str, _path: str, step: int = step, calls: list[int] = calls, two: Store = two
+        ) -> None:
             calls[0] += 1
             if calls[0] == step + 1:
                 build(two, f"n{step}")
@@ -174,14 +176,14 @@ def test_unfinished_uploads_go_when_they_are_old(home: Home, tmp_path: Path) -> 
     build(one)
     (marker,) = objects(home, "entries/")
     home.objects.delete(marker)
-    assert home.keys() == set() and home.verify() == {}
+    assert home.known_keys() == set() and home.verify() == {}
     assert home.prune().garbage_bytes == 0, "its publisher may be alive"
     pruned = home.prune(min_age_s=0)
     assert pruned.garbage_bytes > len(PAYLOAD) and pruned.evicted == ()
     assert not objects(home, "files/")
     if home.url.protocol == "file":
         assert not list((tmp_path / "home" / "files").glob("*/*")), "no empty folders"
-    assert build(machine(home, tmp_path / "one")) in home.keys()
+    assert build(machine(home, tmp_path / "one")) in home.known_keys()
 
 
 def test_a_publisher_whose_files_a_prune_takes_tries_again(home: Home, tmp_path: Path) -> None:
@@ -247,9 +249,13 @@ def test_a_pin_and_a_prune_at_once(home: Home, tmp_path: Path) -> None:
                 home.pin(KEY)
                 pinned.append(True)
             except ArtifactError as error:
-                assert "only what is there" in str(error) or "is missing" in str(error) or "no such" in str(error)
+                assert (
+                    "only what is there" in str(error)
+                    or "is missing" in str(error)
+                    or "no such" in str(error)
+                )
                 pinned.append(False)
-        assert (KEY in home.keys()) is pinned[-1]
+        assert (KEY in home.known_keys()) is pinned[-1]
         home.unpin(KEY)
         if calls[0] <= step:
             break
@@ -263,10 +269,10 @@ def test_what_is_being_pruned_is_not_published_over(
     home.objects.write(f"condemned/{KEY}/{'0' * 32}", b"condemned\n")
     with pytest.raises(ArtifactError, match=r"still being pruned after 0\.2 s"):
         build(machine(home, tmp_path / "one"))
-    assert home.keys() == set() and not objects(home, "files/")
+    assert home.known_keys() == set() and not objects(home, "files/")
     monkeypatch.setattr("builders.store.home_publish.DEAD_PRUNER_S", 0.0)
     build(machine(home, tmp_path / "one"))
-    assert home.keys() == {KEY}, "what it was is dead"
+    assert home.known_keys() == {KEY}, "what it was is dead"
 
 
 def test_parts_are_kept_and_evicted_as_entries_are(home: Home, tmp_path: Path) -> None:
@@ -274,7 +280,7 @@ def test_parts_are_kept_and_evicted_as_entries_are(home: Home, tmp_path: Path) -
     two = machine(home, tmp_path / "two")
     with two.open_part(KEY, ["config.json"]) as entry:
         assert entry.manifest.recipe.kind == "part" and two.prune(0).evicted == (), "in use"
-    assert two.prune(0).evicted == (entry.key,) and home.keys() == {KEY}
+    assert two.prune(0).evicted == (entry.key,) and home.known_keys() == {KEY}
 
 
 def test_a_bounded_cache_makes_room(tmp_path: Path) -> None:

@@ -214,7 +214,7 @@ def killed(act: str, base: Path, *, stride: int) -> list[tuple[Home, Store]]:
 def test_a_publisher_killed_anywhere_shows_all_or_nothing(tmp_path: Path) -> None:
     shown = []
     for home, store in killed("build", tmp_path, stride=1):
-        shown.append(KEY in home.keys())
+        shown.append(KEY in home.known_keys())
         assert not any(home.verify().values()) and not any(store.verify().values())
         three = machine(home, store.root.parent / "three")
         build(three)
@@ -239,7 +239,7 @@ def test_a_reader_killed_anywhere_has_all_or_nothing(tmp_path: Path) -> None:
 def test_a_pruner_killed_anywhere_leaves_all_or_nothing(tmp_path: Path) -> None:
     left = []
     for home, _store in killed("prune", tmp_path, stride=1):
-        left.append(KEY in home.keys())
+        left.append(KEY in home.known_keys())
         assert not any(home.verify().values())
         home.prune(0, min_age_s=0)
         assert not objects(home, "files/") and not objects(home, "entries/")
