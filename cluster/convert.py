@@ -11,7 +11,7 @@ from builders.assemble import existing, is_whole, source_files
 from builders.checkpoint import Manifest, read_manifest
 from builders.errors import ArtifactError
 from builders.sources.opened import Opened
-from builders.store import disk
+from builders.store import Store, disk
 from builders.store.scratch import Scratch
 from cluster.build_source import hashed, kept
 from cluster.checkpoints import stored_bytes, understand, write_checkpoint
@@ -49,13 +49,14 @@ class ConvertResult:
 def convert(options: ConvertOptions, report: Reporter) -> ConvertResult:
     """Fetch, understand, split, publish."""
     began, output = time.monotonic(), real_place(options.output_dir)
+    store = _store(options, output)
     random = options.load_format == "random"
     with drafts_beside(output) as scratch, scratch.folder() as unpacked:
         opened, manifest = understand(options.model_dir, options, unpacked, config_only=random)
         manifest = replace(manifest, random_seed=options.seed if random else None)
         reused = _reuse(output, opened, manifest, options)
-        if reused is None and options.store_dir is not None:
-            manifest, reused = _by_way_of_store(options, output, scratch, opened, manifest, report)
+        if reused is None and store is not None:
+            manifest, reused = _by_way_of(store, options, scratch, opened, manifest, report)
         elif reused is None:
             with scratch.folder() as draft, disk.full_disk_refused(output.parent, "shards", draft):
                 disk.require_free(draft, "the converted checkpoint", stored_bytes(manifest))
@@ -73,16 +74,23 @@ def convert(options: ConvertOptions, report: Reporter) -> ConvertResult:
     )
 
 
-def _by_way_of_store(
+def _store(options: ConvertOptions, output: Path) -> Store | None:
+    """Where the checkpoint is kept too, if anywhere."""
+    if options.store_dir is None and options.store_cache is None:
+        return None
+    return open_store(options.store_dir, options.store_cache, output)
+
+
+def _by_way_of(
+    store: Store,
     options: ConvertOptions,
-    output: Path,
     scratch: Scratch,
     opened: Opened,
     manifest: Manifest,
     report: Reporter,
 ) -> tuple[Manifest, Manifest | None]:
     """Find or keep the checkpoint in the store, and put it in its place from there."""
-    store = open_store(options.store_dir, options.store_cache, output)
+    output = real_place(options.output_dir)
     files = hashed(opened, options.model_dir, store)
     manifest = replace(manifest, source=replace(manifest.source, files=files))
     key, _ = kept(store, opened, manifest, options.workers, report)

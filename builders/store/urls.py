@@ -11,7 +11,7 @@ from urllib.parse import unquote
 
 from builders.errors import ArtifactError
 
-_URL = re.compile("(?P<protocol>[A-Za-z][A-Za-z0-9+.-]*)://(?P<rest>.*)", re.DOTALL)
+_URL = re.compile("(?P<protocol>[A-Za-z][A-Za-z0-9+.:-]*)://(?P<rest>.*)", re.DOTALL)
 
 EXTRAS: Mapping[str, str] = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
 """The extra of this project that brings a protocol's driver."""
@@ -28,6 +28,7 @@ _RAISED: Mapping[str, tuple[str, ...]] = {
     "google.auth.exceptions": ("GoogleAuthError",),
     "aiohttp": ("ClientError",),
     "azure.core.exceptions": ("AzureError",),
+    "ftplib": ("Error",),
     "paramiko": ("SSHException",),
     "requests": ("RequestException",),
 }

@@ -81,3 +81,14 @@ def disturbed(home: Home, before: Callable[[str, str], None]) -> Iterator[Home]:
         yield home
     finally:
         home.objects._fs = plain
+
+
+def at(step: int, calls: list[int], act: Callable[[], object]) -> Callable[[str, str], None]:
+    """Does something before the operation of that number, and counts them."""
+
+    def before(_what: str, _path: str) -> None:
+        calls[0] += 1
+        if calls[0] == step + 1:
+            act()
+
+    return before

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ from builders.errors import ArtifactError
 from builders.keys import Recipe
 from builders.store import Home, Store
 from tests.builders.entries import PAYLOAD, never_build, recipe, scratch, write_payload
-from tests.builders.homes import build, disturbed, machine, memory_url, new_home, objects
+from tests.builders.homes import at, build, disturbed, machine, memory_url, new_home, objects
 
 KEY = recipe("a").key
 
@@ -152,16 +154,8 @@ def test_two_publishers_at_once_leave_one_entry(home: Home, tmp_path: Path) -> N
         name = f"n{step}"
         one, two = machine(home, tmp_path / f"one{step}"), machine(home, tmp_path / f"two{step}")
         calls = [0]
-
-        def other(
-            _what: str, _path: str, step: int = step, calls: list[int] = calls, two: Store = two
-        ) -> None:
-            calls[0] += 1
-            if calls[0] == step + 1:
-                build(two, f"n{step}")
-
         assert one.home
-        with disturbed(one.home, other):
+        with disturbed(one.home, at(step, calls, partial(build, two, name))):
             key = build(one, name)
         if calls[0] <= step:
             break
@@ -191,13 +185,8 @@ def test_a_publisher_whose_files_a_prune_takes_tries_again(home: Home, tmp_path:
     for step in range(100):
         one, calls = machine(home, tmp_path / f"one{step}"), [0]
 
-        def prune(_what: str, _path: str, step: int = step, calls: list[int] = calls) -> None:
-            calls[0] += 1
-            if calls[0] == step + 1:
-                home.prune(min_age_s=0)
-
         assert one.home
-        with disturbed(one.home, prune):
+        with disturbed(one.home, at(step, calls, partial(home.prune, min_age_s=0))):
             try:
                 key = build(one, f"n{step}")
             except ArtifactError as error:
@@ -216,13 +205,8 @@ def test_an_entry_that_is_evicted_meanwhile_is_a_clean_miss(home: Home, tmp_path
         build(machine(home, tmp_path / "one"))
         two, calls = machine(home, tmp_path / f"two{step}"), [0]
 
-        def prune(_what: str, _path: str, step: int = step, calls: list[int] = calls) -> None:
-            calls[0] += 1
-            if calls[0] == step + 1:
-                home.prune(0, min_age_s=0)
-
         assert two.home
-        with disturbed(two.home, prune):
+        with disturbed(two.home, at(step, calls, partial(home.prune, 0, min_age_s=0))):
             entry = two.find(KEY)
         assert scratch(two) == [] and not any(two.verify().values())
         assert entry is None or entry.path("rank0/program.bin").read_bytes() == PAYLOAD
@@ -239,12 +223,8 @@ def test_a_pin_and_a_prune_at_once(home: Home, tmp_path: Path) -> None:
         one, calls = machine(home, tmp_path / "one"), [0]
         build(one)
 
-        def prune(_what: str, _path: str, step: int = step, calls: list[int] = calls) -> None:
-            calls[0] += 1
-            if calls[0] == step + 1:
-                Home(home.url.whole).prune(0, min_age_s=0)
-
-        with disturbed(home, prune):
+        pruner = partial(Home(home.url.whole).prune, 0, min_age_s=0)
+        with disturbed(home, at(step, calls, pruner)):
             try:
                 home.pin(KEY)
                 pinned.append(True)
@@ -298,8 +278,6 @@ def test_threads_fetch_once(tmp_path: Path) -> None:
     build(machine(home, tmp_path / "one"))
     two, read = machine(home, tmp_path / "two"), []
     assert two.home
-    from concurrent.futures import ThreadPoolExecutor
-
     with (
         disturbed(two.home, lambda what, path: read.append(path) if what == "cat_file" else None),
         ThreadPoolExecutor(6) as pool,

@@ -13,7 +13,7 @@ import pytest
 from builders.errors import ArtifactError
 from builders.store import Home, Store
 from tests.builders.entries import never_build, recipe, scratch, write_payload
-from tests.builders.homes import build, disturbed, machine, new_home, objects
+from tests.builders.homes import at, build, disturbed, machine, new_home, objects
 
 REPOSITORY = Path(__file__).parents[2]
 KEY = recipe("a").key
@@ -122,6 +122,10 @@ def prune(store: Store) -> None:
     store.home.prune(0, min_age_s=0)
 
 
+def fail() -> None:
+    raise OSError(errno.EIO, "the network is down")
+
+
 def bring(store: Store) -> None:
     store.bring([KEY, recipe("other").key])
 
@@ -141,13 +145,8 @@ def test_storage_that_fails_once_loses_nothing(
         store = machine(home, folder / "two")
         build(Store(folder / "two"), "other")
 
-        def fail(_what: str, _path: str, step: int = step, calls: list[int] = calls) -> None:
-            calls[0] += 1
-            if calls[0] == step + 1:
-                raise OSError(errno.EIO, "the network is down")
-
         assert store.home
-        with disturbed(store.home, fail):
+        with disturbed(store.home, at(step, calls, fail)):
             try:
                 act(store)
             except ArtifactError as error:
@@ -172,7 +171,8 @@ from builders.store import Home, Store
 from tests.builders.entries import recipe, write_payload
 from tests.builders.test_home_faults import build, fetch, prune
 
-base, act, stride = Path(sys.argv[1]), {"build": build, "fetch": fetch, "prune": prune}[sys.argv[2]], int(sys.argv[3])
+base, stride = Path(sys.argv[1]), int(sys.argv[3])
+act = {"build": build, "fetch": fetch, "prune": prune}[sys.argv[2]]
 
 def kill_at(step):
     left = [step]
