@@ -1,4 +1,4 @@
-"""URLs of homes: refused in one line before any work, shown without secrets, and S3 where its server is ours."""
+"""URLs of homes: refused in one line before any work, and shown without secrets."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_a_place_without_rights(tmp_path: Path) -> None:
 
     with (
         disturbed(home, deny),
-        pytest.raises(ArtifactError, match="Permission denied.*check your rights there"),
+        pytest.raises(ArtifactError, match=r"Permission denied.*check your rights there"),
     ):
         home.prepare()
 

@@ -92,10 +92,11 @@ def test_workers_publish_too(model: Path, tmp_path: Path) -> None:
 
 
 def test_a_limit_is_of_the_cache_alone(model: Path, tmp_path: Path, url: str) -> None:
-    build(options(model, tmp_path / "one", url), SILENT)
-    made = build(options(model, tmp_path / "one", url, dtype="float16", store_limit="0"), SILENT)
-    cache = listing(tmp_path / "one/.rankforge-store")
-    assert made.store and made.store.evicted and len(cache) == 5 < len(listing(url))
+    given: dict[str, Any] = {"store_cache": tmp_path / "cache"}
+    build(options(model, tmp_path / "one", url, **given), SILENT)
+    made = build(options(model, tmp_path / "two", url, dtype="float16", store_limit="0", **given), SILENT)
+    assert made.store and made.store.evicted
+    assert len(listing(tmp_path / "cache")) == made.num_units + 1 < len(listing(url))
 
 
 def test_the_cache_lies_where_it_is_wanted(model: Path, tmp_path: Path, url: str) -> None:
@@ -141,7 +142,7 @@ def test_damage_at_home_is_refused_and_not_published(model: Path, tmp_path: Path
     for name in objects(home, "files/"):
         data = home.objects.read(name)
         home.objects.write(name, data[:-1] + bytes([data[-1] ^ 1]))
-    with pytest.raises(ArtifactError, match="does not have its sha256.*build it again"):
+    with pytest.raises(ArtifactError, match=r"does not have its sha256.*build it again"):
         build(options(model, tmp_path / "two", url), SILENT)
     assert not (tmp_path / "two/engine").exists() and listing(tmp_path / "two/.rankforge-store") == []
     assert all(verify(url).values())
