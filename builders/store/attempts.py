@@ -19,6 +19,7 @@ from dataclasses import dataclass
 FORMAT = "rankforge-store-home-1"
 """The object, without content, that makes a place a home."""
 
+FOLDERS = ("files", "entries", "used", "pins", "condemned", "probes")
 USED, PINNED = "used/{}/last", "pins/{}/pin"
 
 _MARKER = re.compile("entries/([0-9a-f]{64})/([0-9a-f]{32})-([0-9a-f]{64})")

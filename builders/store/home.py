@@ -95,14 +95,24 @@ class Home:
         if only is not None:
             manifest = _part(manifest, only)
         disk.require_free(folder, f"{manifest.recipe.kind} {attempt.key}", manifest.size_bytes)
-        for name in manifest.files:
+        if MANIFEST in manifest.files:
+            raise self.refused(attempt, f"has a file {MANIFEST!r} of its own")
+        try:
+            self._copy_all(attempt, manifest.files, folder)
+        except OSError as error:
+            if error.errno in disk.FULL:
+                raise
+            raise self.refused(attempt, f"its files cannot be written ({error.strerror})") from error
+        return manifest
+
+    def _copy_all(self, attempt: Attempt, files: Mapping[str, FileRecord], folder: Path) -> None:
+        for name in files:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
 
         def copy(name: str, stop: Event) -> None:
-            self._copy(attempt, name, manifest.files[name], folder / name, stop)
+            self._copy(attempt, name, files[name], folder / name, stop)
 
-        at_once(copy, manifest.files, FILES_AT_ONCE)
-        return manifest
+        at_once(copy, files, FILES_AT_ONCE)
 
     def _copy(self, attempt: Attempt, name: str, record: FileRecord, target: Path, stop: Event) -> None:
         digest, size_bytes = hashlib.sha256(), 0

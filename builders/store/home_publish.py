@@ -53,7 +53,7 @@ def _upload(home: Home, attempt: Attempt, folder: Path, manifest: Manifest) -> N
 
     def upload(digest: str, stop: Event) -> None:
         if not stop.is_set():
-            home.objects.upload(attempt.object(digest), folder / by_digest[digest])
+            home.objects.upload(attempt.object(digest), folder / by_digest[digest], stop)
 
     at_once(upload, by_digest, UPLOADS_AT_ONCE)
 
@@ -71,8 +71,10 @@ def _show(home: Home, attempt: Attempt, manifest: Manifest) -> bool:
     home.objects.write(attempt.marker)
     wait_for_pruners(home, attempt.key)
     whole = home.attempts(attempt.key)
-    for other in whole[1:]:
-        home.drop(other)
+    if len(whole) > 1:
+        for other in whole[1:]:
+            home.drop(other)
+        whole = home.attempts(attempt.key)
     if attempt not in whole[:1] or not home.wrong_sizes(attempt, manifest):
         return bool(whole)
     home.drop(attempt)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from builders.errors import ArtifactError
 from builders.keys import check_key
-from builders.store.attempts import PINNED, USED, Attempt, attempts_in
+from builders.store.attempts import FOLDERS, PINNED, USED, Attempt, attempts_in
 from builders.store.home_publish import DEAD_PRUNER_S, wait_for_pruners
 from builders.store.manifest import FileRecord, Manifest
 from builders.store.objects import Found, at_once
@@ -173,6 +173,8 @@ def prune(home: Home, max_bytes: int | None, keep: Collection[str], min_age_s: f
         if key not in keep and not is_new and _evict(home, seen, key, by_key[key]):
             evicted.append(key)
             kept -= sizes[key]
+    for folder in FOLDERS:
+        home.objects.tidy(folder)
     return Pruned(
         evicted=tuple(evicted), freed_bytes=total - kept, kept_bytes=kept, garbage_bytes=garbage_bytes
     )
@@ -207,9 +209,9 @@ def _condemned(home: Home, key: str) -> Iterator[None]:
 def _sweep(home: Home, seen: _Seen, now_s: float, min_age_s: float) -> int:
     """Delete unfinished uploads, second copies, and small objects that belong to nobody; bytes that were."""
     whole = {(attempt.key, attempt.number) for attempt in attempts_in(seen.objects)}
-    for attempts in seen.by_key.values():
-        for second in attempts[1:]:
-            home.drop(second)
+    for key, attempts in seen.by_key.items():
+        if len(attempts) > 1:
+            _drop_second_copies(home, key)
     freed = 0
     for (key, number), found in seen.uploads.items():
         age_s = now_s - max(one.modified_s for one in found.values())
@@ -219,6 +221,12 @@ def _sweep(home: Home, seen: _Seen, now_s: float, min_age_s: float) -> int:
         if _is_stray(seen, name) and now_s - one.modified_s >= max(min_age_s, DEAD_PRUNER_S):
             home.objects.delete(name)
     return freed
+
+
+def _drop_second_copies(home: Home, key: str) -> None:
+    with _condemned(home, key):
+        for second in home.attempts(key)[1:]:
+            home.drop(second)
 
 
 def _delete_upload(home: Home, key: str, number: str, found: Mapping[str, Found]) -> int:

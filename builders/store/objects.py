@@ -82,10 +82,18 @@ class Objects:
         with self._explained("cannot write", name):
             self._put(name, partial(self._fs.pipe_file, self._path(name), data))
 
-    def upload(self, name: str, file: Path) -> None:
-        """Write an object from a file, which is not read into memory."""
+    def upload(self, name: str, file: Path, stop: Event) -> None:
+        """Write an object from a file, which is not read into memory; the event ends it between chunks."""
+        from fsspec.callbacks import Callback
+
+        class Progress(Callback):  # type: ignore[misc]
+            def call(self, *_args: Any, **_settings: Any) -> None:
+                if stop.is_set():
+                    raise InterruptedError("stopped")
+
         with self._explained("cannot write", name), file.open("rb"):
-            self._put(name, partial(self._fs.put_file, str(file), self._path(name)))
+            put = partial(self._fs.put_file, str(file), self._path(name), callback=Progress())
+            self._put(name, put)
 
     def delete(self, name: str) -> None:
         """Remove an object, unless somebody has."""

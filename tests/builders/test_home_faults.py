@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from builders.errors import ArtifactError
-from builders.store import Home, Store
+from builders.store import FileRecord, Home, Manifest, Store
+from builders.store.attempts import Attempt
 from tests.builders.entries import never_build, recipe, scratch, write_payload
 from tests.builders.homes import at, build, disturbed, machine, new_home, objects
 
@@ -100,6 +102,30 @@ def test_what_does_not_belong_is_reported_and_left(small: Home) -> None:
     assert small.verify("0" * 64) == {"0" * 64: ["is not in the store"]}
 
 
+@pytest.mark.parametrize(
+    ("names", "rule"),
+    [
+        (["manifest.json"], "has a file 'manifest.json' of its own"),
+        (["a", "a/b"], "its files cannot be written"),
+        (["x" * 300], "its files cannot be written"),
+        (["../escape"], "relative path"),
+        (["/tmp/escape"], "relative path"),
+    ],
+)
+def test_manifests_of_strangers_write_nothing(names: list[str], rule: str, tmp_path: Path) -> None:
+    """The hashes are all as they should be: whoever may write to the home made it so."""
+    home = new_home("memory", tmp_path)
+    empty = hashlib.sha256(b"").hexdigest()
+    files = {name: FileRecord(size_bytes=0, sha256=empty) for name in names}
+    data = Manifest(recipe=recipe("a"), files=files, created="now").to_bytes()
+    attempt = Attempt(KEY, "0" * 32, hashlib.sha256(data).hexdigest())
+    home.objects.write(attempt.object(attempt.digest), data)
+    home.objects.write(attempt.object(empty))
+    home.objects.write(attempt.marker)
+    assert rule in refusal(home, tmp_path / "machine")
+    assert not (tmp_path / "escape").exists() and not (tmp_path / "machine/escape").exists()
+
+
 def test_a_damaged_entry_that_is_deleted_is_built_again(tmp_path: Path) -> None:
     home = new_home("memory", tmp_path)
     build(machine(home, tmp_path / "one"))
@@ -167,7 +193,8 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from builders.keys import Recipe
-from builders.store import Home, Store
+from builders.store import FileRecord, Home, Manifest, Store
+from builders.store.attempts import Attempt
 from tests.builders.entries import recipe, write_payload
 from tests.builders.test_home_faults import build, fetch, prune
 
