@@ -85,7 +85,7 @@ class ConvertOptions(CheckpointOptions):
     )
     store_cache: Path | None = option(
         None,
-        help="Folder in front of a --store_dir that is a URL; beside the output by default.",
+        help="Folder in front of a store that is a URL; beside the output by default.",
         group=_OUTPUT,
     )
     load_format: Literal["auto", "random"] = option(
