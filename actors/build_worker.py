@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 from actors.processes import Advance, run_jobs
-from builders.store import Store
+from builders.store import StorePlace
 from builders.units import UnitOfWork
 
 WHOLE = 100
@@ -18,12 +17,13 @@ WHOLE = 100
 @dataclass(frozen=True, kw_only=True)
 class _UnitJob:
     unit: UnitOfWork
-    store: Path
+    store: StorePlace
 
 
-def build_units(units: Sequence[UnitOfWork], store: Path, *, workers: int, advance: Advance) -> None:
-    """See that every unit is in the store; those that are there already cost nothing."""
-    missing = [number for number, unit in enumerate(units) if Store(store).find(unit.recipe.key) is None]
+def build_units(units: Sequence[UnitOfWork], store: StorePlace, *, workers: int, advance: Advance) -> None:
+    """See that every unit is in the store; those that are there already cost nothing but their way here."""
+    here = store.open().bring([unit.recipe.key for unit in units])
+    missing = [number for number, unit in enumerate(units) if unit.recipe.key not in here]
     for number in set(range(len(units))) - set(missing):
         advance(number, WHOLE)
     if min(workers, len(missing)) <= 1:
@@ -35,9 +35,9 @@ def build_units(units: Sequence[UnitOfWork], store: Path, *, workers: int, advan
     run_jobs(_build, jobs, workers=workers, advance=passed_on, name="unit")
 
 
-def build_one(unit: UnitOfWork, store: Path, advance: Callable[[int], None]) -> None:
+def build_one(unit: UnitOfWork, store: StorePlace, advance: Callable[[int], None]) -> None:
     """Build a unit unless another process has or does."""
-    shelf, steps = Store(store), Steps(advance)
+    shelf, steps = store.open(), Steps(advance)
     shelf.get_or_build(unit.recipe, lambda folder: unit.build(folder, shelf, steps))
     steps(1.0)
 

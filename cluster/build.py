@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import time
 from collections.abc import Mapping
@@ -22,8 +21,9 @@ from builders.units import Plan
 from cluster.build_kinds import check_options, plan_of, workers_of
 from cluster.build_options import BuildOptions
 from cluster.build_source import Source, source_of
-from cluster.output import drafts_beside, place, real_place
+from cluster.output import drafts_beside, link, place, real_place
 from cluster.progress import Reporter
+from cluster.store_place import open_store
 from cluster.values import size_bytes
 
 
@@ -79,7 +79,7 @@ def build(options: BuildOptions, report: Reporter) -> BuildResult:
     check_options(options)
     clock, limits = _Clock(), limits_of(options)
     bound = None if options.store_limit is None else size_bytes("--store_limit", options.store_limit)
-    store = Store(options.store_dir or real_place(options.output_dir).parent / ".rankforge-store")
+    store = open_store(options.store_dir, options.store_cache, real_place(options.output_dir))
     with source_of(options, store, report) as source:
         clock.phase("convert")
         manifest, result = _build(options, limits, source, store, clock, report)
@@ -98,9 +98,9 @@ def _build(
     plan = plan_of(options, source, limits)
     clock.phase("export")
     report.start([WHOLE] * len(plan.units), f"build {options.output_dir}", "percent")
-    before = {entry.key for entry in store.listing()}
+    before = store.known_keys()
     try:
-        build_units(plan.units, store.root, workers=workers_of(options), advance=report.advance)
+        build_units(plan.units, store.place, workers=workers_of(options), advance=report.advance)
     finally:
         report.finish()
     clock.phase("build")
@@ -173,23 +173,15 @@ def _assemble(
             folder = unit_folder(draft, unit)
             folder.mkdir(parents=True)
             for written in unit.files:
-                _link(entry.path(written.name), folder / written.name)
+                link(entry.path(written.name), folder / written.name)
     for weights in () if holds_weights else manifest.checkpoint.ranks:
-        _link(source / weights.name, draft / weights.name)
+        link(source / weights.name, draft / weights.name)
     if (source / "tokenizer").is_dir():
         shutil.copytree(source / "tokenizer", draft / "tokenizer", copy_function=shutil.copyfile)
     if (source / "generation_config.json").is_file():
         shutil.copyfile(source / "generation_config.json", draft / "generation_config.json")
     (draft / "config.json").write_text(json.dumps(to_json(manifest), indent=2) + "\n")
     disk.sync_folders(draft)
-
-
-def _link(source: Path, target: Path) -> None:
-    """Files that nobody writes again are shared where the file system can, copied where it cannot."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
 
 
 def _result(

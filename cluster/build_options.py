@@ -9,7 +9,7 @@ from typing import Literal
 
 from builders.limits import Limits
 from cluster.convert_options import SOURCE, CheckpointOptions, ConvertOptions
-from cluster.options import option, optional
+from cluster.options import option, optional, same
 
 _ENGINE, _LIMITS, _OUTPUT = "Engine", "Limits", "Output"
 
@@ -91,15 +91,17 @@ class BuildOptions(CheckpointOptions):
         group=_OUTPUT,
         least=1,
     )
-    store_dir: Path | None = option(
+    store_dir: str | None = option(
         None,
-        help="Where programs and converted models are kept and found again; beside the engine by default.",
+        help="Where programs and converted models are kept and found again: a folder, or a URL that machines "
+        "share, such as s3://bucket/store; beside the engine by default.",
         group=_OUTPUT,
     )
+    store_cache: Path | None = same(ConvertOptions, "store_cache")
     store_limit: str | None = option(
         None,
-        help="Afterwards, evict the least recently used of the store beyond this, such as 200GB. What is "
-        "pinned, and what this build used, stays.",
+        help="Afterwards, evict the least recently used of the store beyond this, such as 200GB; of its "
+        "cache alone where it is a URL. What is pinned, and what this build used, stays.",
         group=_OUTPUT,
     )
     overwrite: bool = option(False, help="Replace another engine in the output folder.", group=_OUTPUT)

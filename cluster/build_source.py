@@ -50,10 +50,10 @@ def source_of(options: BuildOptions, store: Store, report: Reporter) -> Iterator
         return
     with drafts_beside(real_place(options.output_dir)) as scratch, scratch.folder() as unpacked:
         opened, manifest = _understood(options, unpacked, store)
-        entry, converted = _kept(options, store, opened, manifest, report)
-    with store.open(entry, verify=False) as kept:
-        manifest = read_manifest(kept.folder)
-        yield Source(manifest=manifest, folder=kept.folder, entry=entry, converted=converted)
+        entry, converted = kept(store, opened, manifest, options.workers or 1, report)
+    with store.open(entry, verify=False) as held:
+        manifest = read_manifest(held.folder)
+        yield Source(manifest=manifest, folder=held.folder, entry=entry, converted=converted)
 
 
 def check_source(options: BuildOptions) -> None:
@@ -110,7 +110,7 @@ def _understood(options: BuildOptions, unpacked: Path, store: Store) -> tuple[Op
         manifest,
         held=held,
         random_seed=options.seed if made_up and held else None,
-        source=replace(manifest.source, files=_hashed(opened, model, store)),
+        source=replace(manifest.source, files=hashed(opened, model, store)),
     )
     return opened, manifest
 
@@ -134,7 +134,7 @@ class _Noted:
     files: Mapping[str, SourceFile]
 
 
-def _hashed(opened: Opened, model: str, store: Store) -> dict[str, SourceFile]:
+def hashed(opened: Opened, model: str, store: Store) -> dict[str, SourceFile]:
     """The sources' hashes; a note in the store saves reading files that have not changed."""
     where = str(Path(model).absolute()) if Path(model).exists() else model
     name = f"hashes-{content_key(model=where)[:16]}"
@@ -153,15 +153,15 @@ def _noted(data: bytes | None) -> Mapping[str, SourceFile]:
         return {}
 
 
-def _kept(
-    options: BuildOptions, store: Store, opened: Opened, manifest: Manifest, report: Reporter
+def kept(
+    store: Store, opened: Opened, manifest: Manifest, workers: int, report: Reporter
 ) -> tuple[str, bool]:
     """The store's entry of the checkpoint, and whether it had to be made."""
     recipe = Recipe("checkpoint", {"checkpoint": manifest.key})
     made: list[Manifest] = []
 
     def make(draft: Path) -> None:
-        made.append(write_checkpoint(draft, opened, manifest, workers=options.workers or 1, report=report))
+        made.append(write_checkpoint(draft, opened, manifest, workers=workers, report=report))
 
     if store.find(recipe.key) is None:
         _require_free(store.root, manifest)

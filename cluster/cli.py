@@ -153,8 +153,10 @@ def store_prune(options: PruneOptions) -> None:
     """Evict the least recently used entries; those that are pinned or in use stay."""
     from cluster.store import prune
 
-    done = prune(options.store_dir, options.max_bytes)
+    done = prune(options.store_dir, options.max_bytes, options.min_age)
     text = f"evicted {len(done['evicted'])} entries of {done['freed_bytes']} bytes, kept {done['kept_bytes']}"
+    if done["garbage_bytes"]:
+        text += f", removed {done['garbage_bytes']} bytes of unfinished uploads"
     _print(done, text, as_json=options.json)
 
 

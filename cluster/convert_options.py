@@ -77,6 +77,17 @@ class ConvertOptions(CheckpointOptions):
     )
     output_dir: Path = option(help="Folder for the shards; it appears whole or not at all.", group=_OUTPUT)
     workers: int = option(1, help="Processes that convert ranks at the same time.", group=_OUTPUT, least=1)
+    store_dir: str | None = option(
+        None,
+        help="Keep the checkpoint in a store too, and find it there: a folder, or a URL that machines share, "
+        "such as s3://bucket/store.",
+        group=_OUTPUT,
+    )
+    store_cache: Path | None = option(
+        None,
+        help="Folder in front of a store that is a URL; beside the output by default.",
+        group=_OUTPUT,
+    )
     load_format: Literal["auto", "random"] = option(
         "auto",
         help="random needs only a config.json: weights are made up when they are loaded, nothing is stored.",

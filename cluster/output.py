@@ -5,12 +5,13 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from builders.errors import ArtifactError, UserError
-from builders.store import disk
+from builders.store import Entry, disk
 from builders.store.scratch import Scratch
 
 
@@ -128,3 +129,24 @@ def _swapped(one: Path, other: Path) -> bool:
     if (code := ctypes.get_errno()) in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
         return False
     raise OSError(code, os.strerror(code), str(other))
+
+
+def copy_out(entry: Entry, shared: Collection[str], draft: Path) -> None:
+    """Put an entry's files into a draft, durably; those that nobody writes again are links."""
+    for name in entry.manifest.files:
+        (draft / name).parent.mkdir(parents=True, exist_ok=True)
+        if name in shared:
+            link(entry.path(name), draft / name)
+        else:
+            shutil.copyfile(entry.path(name), draft / name)
+            disk.sync(draft / name)
+    disk.sync_folders(draft)
+
+
+def link(source: Path, target: Path) -> None:
+    """Files that nobody writes again are shared where the file system can, copied where it cannot."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+        disk.sync(target)
