@@ -75,16 +75,22 @@ def _group(
 ) -> tuple[Ranks, int]:
     import ray  # one rank does without
 
-    from actors.rank_actors import Room
     from actors.rank_group import GroupPlan, RankGroup
 
     if not ray.is_initialized():
         ray.init(address=options.address or "local", log_to_driver=False, include_dashboard=False)
-    room = options.room or Room(num_gpus=0 if manifest.target == "cpu" else 1)
+    room = options.room or room_for(manifest.target)
     group = RankGroup(
         GroupPlan(engine_dir=engine_dir, blocks=blocks, ends=ends, inside=room.num_gpus == 0, room=room)
     )
     return group, group.num_blocks
+
+
+def room_for(target: str) -> Room:
+    """What each rank of an engine for a target takes of a cluster."""
+    from actors.rank_actors import Room
+
+    return Room(num_gpus=0 if target == "cpu" else 1)
 
 
 def _free_bytes(manifest: EngineManifest) -> int | None:

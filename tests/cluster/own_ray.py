@@ -32,8 +32,16 @@ class OwnRay:
     _pipe: subprocess.Popen[str]
 
     def nodes(self) -> list[str]:
-        """The names of the node types of all that live, but for the head."""
-        return list(json.loads(_asked(self._pipe, "nodes")))
+        """The node types that an autoscaler's nodes have, of those that live."""
+        return sorted(name for name, alive in self._nodes() if alive)
+
+    def nodes_ever(self) -> list[str]:
+        """The same with those that are gone."""
+        return sorted(name for name, _ in self._nodes())
+
+    def _nodes(self) -> list[tuple[str, bool]]:
+        found = json.loads(_asked(self._pipe, "nodes"))
+        return [(name, alive) for name, alive in found if name]
 
     def run(
         self, *args: object, env: Mapping[str, str] | None = None, timeout_s: float = 200
@@ -45,6 +53,7 @@ class OwnRay:
         )
 
     def wait_for(self, nodes: list[str], timeout_s: float) -> None:
+        """Until these live and no others."""
         deadline = time.monotonic() + timeout_s
         while (found := self.nodes()) != nodes:
             assert time.monotonic() < deadline, f"{found} after {timeout_s} s, not {nodes}"
@@ -53,7 +62,11 @@ class OwnRay:
 
 @contextmanager
 def own_ray(
-    *, mode: str = "token", num_cpus: int = 4, scaling: Mapping[str, Any] | None = None, dashboard: bool = False
+    *,
+    mode: str = "token",
+    num_cpus: int = 4,
+    scaling: Mapping[str, Any] | None = None,
+    dashboard: bool = False,
 ) -> Iterator[OwnRay]:
     """`scaling` is what an autoscaler is told; its nodes are processes of this machine."""
     folder = Path(tempfile.mkdtemp(prefix="own-ray-"))  # sockets below need short paths
@@ -161,9 +174,8 @@ def _answer(questions: IO[str], answers: IO[str], address: str) -> None:
         if question.strip() == "address":
             print(json.dumps(address), file=answers, flush=True)
         else:
-            living = [node for node in ray.nodes() if node["Alive"]]
-            types = [node["Labels"].get("ray.io/node-group", "") for node in living]
-            print(json.dumps(sorted(name for name in types if name)), file=answers, flush=True)
+            found = [(node["Labels"].get("ray.io/node-group"), node["Alive"]) for node in ray.nodes()]
+            print(json.dumps(found), file=answers, flush=True)
 
 
 if __name__ == "__main__":
