@@ -21,6 +21,12 @@ PLAIN = {name: value for name, value in os.environ.items() if not name.startswit
 """What the tests' own environment says of Ray does not count."""
 
 
+def python(*args: object, env: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+    """In an environment of its own."""
+    command = [sys.executable, *map(str, args)]
+    return subprocess.run(command, cwd=ROOT, env=dict(env), capture_output=True, text=True, timeout=200)
+
+
 @dataclass(frozen=True)
 class OwnRay:
     """One that runs."""
@@ -43,14 +49,9 @@ class OwnRay:
         found = json.loads(_asked(self._pipe, "nodes"))
         return [(name, alive) for name, alive in found if name]
 
-    def run(
-        self, *args: object, env: Mapping[str, str] | None = None, timeout_s: float = 200
-    ) -> subprocess.CompletedProcess[str]:
-        """A command, with an environment in which it may join, or with another."""
-        command = [sys.executable, *map(str, args)]
-        return subprocess.run(
-            command, cwd=ROOT, env=dict(env or self.env), capture_output=True, text=True, timeout=timeout_s
-        )
+    def run(self, *args: object) -> subprocess.CompletedProcess[str]:
+        """Python, in an environment in which it may join."""
+        return python(*args, env=self.env)
 
     def wait_for(self, nodes: list[str], timeout_s: float) -> None:
         """Until these live and no others."""
@@ -86,6 +87,8 @@ def own_ray(
         shutil.rmtree(folder, ignore_errors=True)
 
 
+NODE_TYPE = "node-type"
+"""The label by which nodes of an autoscaler are known here."""
 FAKE = {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
 _PIPED: dict[str, Any] = {
     "stdin": subprocess.PIPE,
@@ -174,7 +177,7 @@ def _answer(questions: IO[str], answers: IO[str], address: str) -> None:
         if question.strip() == "address":
             print(json.dumps(address), file=answers, flush=True)
         else:
-            found = [(node["Labels"].get("ray.io/node-group"), node["Alive"]) for node in ray.nodes()]
+            found = [(node["Labels"].get(NODE_TYPE), node["Alive"]) for node in ray.nodes()]
             print(json.dumps(found), file=answers, flush=True)
 
 
