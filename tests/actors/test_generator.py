@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +51,21 @@ def test_steps_ahead_of_results(steps: int, draft_tokens: int, subjects: Subject
         scenario.run()
     scenario.check(subject.model)
     scenario.check_variety()
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_any_company(seed: int, subjects: Subjects, tmp_path: Path) -> None:
+    """Whoever comes, whenever, however few the blocks."""
+    subject, chance = subjects("llama2-gqa"), random.Random(seed)
+    company = chance.sample(subject.wishes, chance.randint(3, len(subject.wishes)))
+    wishes = [replace(wish, joins=chance.randint(0, 30)) for wish in company]
+    folder = subject.engine(Mapping(), tmp_path / "engine")
+    options = GeneratorOptions(num_blocks=chance.randint(14, 40), draft_tokens=chance.choice((0, 3)))
+    with open_generator(folder, options) as generator:
+        generator._pace = Pace(steps=chance.randint(1, 3), fed=False)
+        scenario = Scenario(generator, wishes)
+        scenario.run()
+    scenario.check(subject.model)
 
 
 def test_right_guesses_save_steps(subjects: Subjects, tmp_path: Path) -> None:
