@@ -15,6 +15,15 @@ _WAIT_S = 5.0
 """For an answer; Ray itself would ask for minutes."""
 
 
+_MISFITS = {
+    Door.SHUT: "asks for a token, and this process has not got it; set RAY_AUTH_MODE=token, with the "
+    "cluster's token in ~/.ray/auth_token or RAY_AUTH_TOKEN",
+    Door.UNLIKE: "asks for no token, and Ray runs nothing between it and a process that does; start it with "
+    "RAY_AUTH_MODE=token too, or unset that here",
+}
+"""What Ray fails at later, with errors that say something else."""
+
+
 def join(option: str | None) -> str | None:
     """Join the cluster asked for, or else the one that this process is a job of, if any; says which."""
     if option is not None:
@@ -31,11 +40,8 @@ def connect(address: str, *, named: str = "--address") -> None:
         _check(address, named)
     import ray  # takes a second, which nobody else needs to wait
 
-    if address != "auto" and door(address) is Door.SHUT:
-        raise UserError(
-            f"{named}={address}: the cluster asks for a token, and this process has not got it; set "
-            "RAY_AUTH_MODE=token, with the cluster's token in ~/.ray/auth_token or RAY_AUTH_TOKEN"
-        )
+    if address != "auto" and (what := _MISFITS.get(door(address))):
+        raise UserError(f"{named}={address}: the cluster {what}")
     try:
         ray.init(address=address, log_to_driver=False)
     except (ConnectionError, RuntimeError, ValueError) as error:

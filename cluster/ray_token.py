@@ -24,6 +24,8 @@ class Door(Enum):
     """It asks for a token, which this process has."""
     SHUT = auto()
     """It asks for a token, which this process has not."""
+    UNLIKE = auto()
+    """It asks for none, but this process does, and will not hear what the cluster tells it."""
     UNKNOWN = auto()
     """It does not say: behind TLS, or no Ray at all."""
 
@@ -32,10 +34,11 @@ def door(address: str) -> Door:
     """Of the cluster with its head at `host:port`."""
     from ray._private.authentication.http_token_authentication import get_auth_headers_if_auth_enabled
 
-    without = _lets_in(address, {})
-    if without is not False:
-        return Door.UNKNOWN if without is None else Door.OPEN
-    header = get_auth_headers_if_auth_enabled({})
+    without, header = _lets_in(address, {}), get_auth_headers_if_auth_enabled({})
+    if without is None:
+        return Door.UNKNOWN
+    if without:
+        return Door.UNLIKE if header else Door.OPEN
     return Door.OURS if header and _lets_in(address, header) else Door.SHUT
 
 

@@ -18,7 +18,8 @@ from typing import IO, Any
 
 ROOT = Path(__file__).parent.parent.parent
 PLAIN = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-"""What the tests' own environment says of Ray does not count."""
+PLAIN["RAY_raylet_start_wait_time_s"] = "200"
+"""What the tests' own environment says of Ray does not count; a busy machine may be slow."""
 
 
 def python(*args: object, env: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
@@ -74,14 +75,14 @@ def own_ray(
     env = _environment(folder, mode) | (FAKE if scaling else {})
     ports = [_free_port(), _free_port()]
     wish = {"temp_dir": str(folder / "ray"), "ports": ports, "num_cpus": num_cpus, "dashboard": dashboard}
-    head = subprocess.Popen(
-        [sys.executable, "-m", "tests.cluster.own_ray", json.dumps(wish | {"scaling": scaling})],
-        **_PIPED,
-        env=env,
-    )
+    command = [sys.executable, "-m", "tests.cluster.own_ray", json.dumps(wish | {"scaling": scaling})]
+    with (folder / "said").open("w") as said:
+        head = subprocess.Popen(command, **_PIPED, stderr=said, env=env)
     try:
         url = f"http://127.0.0.1:{ports[1]}" if dashboard else None
         yield OwnRay(json.loads(_asked(head, "address")), env, url, head)
+    except BrokenPipeError as error:
+        raise AssertionError((folder / "said").read_text()) from error
     finally:
         head.communicate("", timeout=60)
         shutil.rmtree(folder, ignore_errors=True)
@@ -93,7 +94,6 @@ FAKE = {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
 _PIPED: dict[str, Any] = {
     "stdin": subprocess.PIPE,
     "stdout": subprocess.PIPE,
-    "stderr": subprocess.DEVNULL,
     "text": True,
     "cwd": ROOT,
 }
@@ -109,9 +109,9 @@ def _environment(folder: Path, mode: str) -> dict[str, str]:
 def _asked(head: subprocess.Popen[str], question: str) -> str:
     assert head.stdin and head.stdout, "both are pipes"
     print(question, file=head.stdin, flush=True)
-    answer = head.stdout.readline()
-    assert answer, f"the head ended ({head.wait(timeout=60)})"
-    return answer
+    if answer := head.stdout.readline():
+        return answer
+    raise BrokenPipeError("the head has ended")
 
 
 def _free_port() -> int:
@@ -140,6 +140,7 @@ def main(wish: Mapping[str, Any]) -> None:
         head.kill_all_processes(check_alive=False, allow_graceful=True)
         for process in psutil.wait_procs(processes, timeout=1)[1]:
             process.kill()
+        psutil.wait_procs(processes, timeout=20)
 
 
 def _head(wish: Mapping[str, Any]) -> dict[str, Any]:
