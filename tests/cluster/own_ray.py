@@ -18,8 +18,7 @@ from typing import IO, Any
 
 ROOT = Path(__file__).parent.parent.parent
 PLAIN = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-PLAIN["RAY_raylet_start_wait_time_s"] = "200"
-"""What the tests' own environment says of Ray does not count; a busy machine may be slow."""
+"""What the tests' own environment says of Ray does not count."""
 
 
 def python(*args: object, env: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
