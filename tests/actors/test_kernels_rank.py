@@ -63,6 +63,8 @@ def prepare(self: CudaEngine, *, before: Any, after: Any) -> None:
 class Tabled(CudaEngine):
     """Where kernels take too long: the table, and what comes before and after, around plain programs."""
 
+    draws = False
+
     def __init__(self, plain: TorchEngine, limits: Limits) -> None:
         self._plain, self._device, self._nobody = plain, "cpu", limits.max_sequences
         blocks = -(-limits.max_seq_len // limits.tokens_per_block)

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -28,6 +28,14 @@ def double(job: int, advance: Callable[[int], None]) -> int:
     return 2 * job
 
 
+@pytest.fixture(autouse=True)
+def nobody_is_left() -> Iterator[None]:
+    """Of those that a test starts; others may have left some."""
+    before = set(multiprocessing.active_children())
+    yield
+    assert set(multiprocessing.active_children()) <= before
+
+
 @pytest.mark.parametrize("workers", [1, 2, 5])
 def test_results_come_in_the_order_of_the_jobs(workers: int) -> None:
     heard: list[tuple[int, int]] = []
@@ -36,7 +44,6 @@ def test_results_come_in_the_order_of_the_jobs(workers: int) -> None:
     )
     assert results == [0, 2, 4, 6, 8]
     assert sorted(heard) == [(job, job) for job in range(5)]
-    assert not multiprocessing.active_children()
 
 
 def fail_or_last(job: int, _advance: Callable[[int], None]) -> None:
@@ -49,7 +56,6 @@ def fail_or_last(job: int, _advance: Callable[[int], None]) -> None:
 def test_first_error_ends_the_others() -> None:
     with pytest.raises(SourceError, match=r"^bad.bin: not a checkpoint$"):
         run_jobs(fail_or_last, range(3), workers=3, advance=heard_nothing, name="job")
-    assert not multiprocessing.active_children()
 
 
 def divide(job: int, _advance: Callable[[int], None]) -> float:
@@ -71,7 +77,6 @@ def die(job: int, _advance: Callable[[int], None]) -> None:
 def test_killed_worker_is_named() -> None:
     with pytest.raises(WorkerError, match=r"rank 1: its worker died \(SIGKILL\)"):
         run_jobs(die, range(2), workers=2, advance=heard_nothing, name="rank")
-    assert not multiprocessing.active_children()
 
 
 def test_error_of_the_listener_ends_the_workers() -> None:
@@ -80,7 +85,6 @@ def test_error_of_the_listener_ends_the_workers() -> None:
 
     with pytest.raises(RuntimeError, match="no more news"):
         run_jobs(double, range(4), workers=2, advance=tired, name="job")
-    assert not multiprocessing.active_children()
 
 
 def say_and_sleep(_job: int, _advance: Callable[[int], None]) -> None:
