@@ -78,10 +78,9 @@ def _group(
 ) -> tuple[Ranks, int]:
     import ray  # one rank does without
 
-    from actors.rank_actors import Room
     from actors.rank_group import GroupPlan, RankGroup
 
-    room = options.room or Room(num_gpus=0 if manifest.target == "cpu" else 1)
+    room = options.room or room_for(manifest.target)
     inside = room.num_gpus == 0
     actors = manifest.checkpoint.mapping.world_size - inside
     if options.address is None:
@@ -106,6 +105,13 @@ def _check_room(engine_dir: Path, needed: Mapping[str, float]) -> None:
                 f"{engine_dir}: its ranks take {number:g} {name}s, and there are {has:g} here; "
                 "name a cluster that has more with --address, or build for fewer ranks"
             )
+
+
+def room_for(target: str) -> Room:
+    """What each rank of an engine for a target takes of a cluster."""
+    from actors.rank_actors import Room
+
+    return Room(num_gpus=0 if target == "cpu" else 1)
 
 
 def _free_bytes(manifest: EngineManifest) -> int | None:
