@@ -1,0 +1,145 @@
+"""A model's replicas as an `EngineClient`: a call of Serve's for every request, its news beside it."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import Protocol
+
+from ray.exceptions import RayError, TaskCancelledError
+from ray.serve.exceptions import BackPressureError, RayServeException
+
+from actors.messages import Request, Tokens, encode
+from builders.errors import BusyError, RankforgeError, WorkerError
+from cluster.engine_client import EngineLoad, ModelFacts
+from cluster.news_stream import NewsStream
+from cluster.wire import Door, Ended, NewsPort, error_of
+
+_LATE_S = 10.0
+"""How long news may be under way when the call that they belong to has ended."""
+
+
+class Call(Protocol):
+    """A call of a replica, as Serve gives it."""
+
+    def __await__(self) -> object: ...
+
+    def cancel(self) -> None: ...
+
+
+class Attend(Protocol):
+    """Calls one of the model's replicas, which Serve chooses."""
+
+    def __call__(self, request: bytes, door: Door) -> Call: ...
+
+
+@dataclass(eq=False)
+class _Visit:
+    """A request at a replica."""
+
+    request: str
+    stream: NewsStream
+    engine: RemoteEngine
+    sender: bytes | None = None
+    """The replica that has it."""
+
+    def taken(self, sender: bytes) -> None:
+        self.sender = sender
+
+    def push(self, news: Tokens) -> None:
+        self.stream.push(news)
+        if news.finish:
+            self.engine._forget_ended(self)
+
+    def end(self, ended: Ended) -> None:
+        self.fail(error_of(ended))
+
+    def fail(self, error: RankforgeError) -> None:
+        self.stream.fail(error)
+        self.engine._forget_ended(self)
+
+
+class RemoteEngine:
+    """Used from one event loop."""
+
+    def __init__(self, facts: ModelFacts, attend: Attend, port: NewsPort) -> None:
+        self._facts, self._attend, self._port = facts, attend, port
+        self._loop = asyncio.get_running_loop()
+        self._visits: dict[str, _Visit] = {}
+        self._calls: dict[str, tuple[Call, asyncio.Task[None]]] = {}
+        self.failure: str | None = None
+        """Why it takes no requests, as far as Serve says."""
+
+    @property
+    def facts(self) -> ModelFacts:
+        return self._facts
+
+    def submit(self, request: Request) -> NewsStream:
+        if self.failure:
+            raise WorkerError(f"{self._facts.name}: {self.failure}")
+        assert request.id not in self._visits, "every request has a name of its own"
+        visit = _Visit(request.id, NewsStream(self._loop, request.params.n), self)
+        self._visits[request.id] = visit
+        self._port.expect(request.id, visit)
+        call = self._attend(encode(request), self._port.door)
+        self._calls[request.id] = call, self._loop.create_task(self._outlast(visit, call))
+        return visit.stream
+
+    def cancel(self, request: str, index: int | None = None) -> None:
+        visit = self._visits.get(request)
+        if visit is None:
+            return
+        visit.stream.cancel(index)
+        if visit.sender:
+            self._port.drop(visit.sender, request, index)
+        elif visit.stream.has_ended:
+            self._calls[request][0].cancel()
+        self._forget_ended(visit)
+
+    def load(self) -> EngineLoad:
+        running = sum(visit.stream.has_begun for visit in self._visits.values())
+        return EngineLoad(running=running, waiting=len(self._visits) - running, failure=self.failure)
+
+    async def close(self) -> None:
+        for visit in [*self._visits.values()]:
+            visit.fail(WorkerError(f"{self._facts.name}: the service ends"))
+        calls = [*self._calls.values()]
+        for call, task in calls:
+            call.cancel()
+            task.cancel()
+        await asyncio.gather(*(task for _, task in calls), return_exceptions=True)
+
+    async def _outlast(self, visit: _Visit, call: Call) -> None:
+        """Serve's side of a request ends after its news, unless its replica dies."""
+        try:
+            await _result(call)
+        except BackPressureError as error:
+            visit.fail(BusyError(f"{self._facts.name}: {error.message}"))
+        except (RayError, RayServeException) as error:
+            if not isinstance(error, TaskCancelledError):
+                visit.fail(WorkerError(f"{self._facts.name}: its replica failed: {_first_line(error)}"))
+        else:
+            await self._late(visit)
+        finally:
+            del self._calls[visit.request]
+
+    async def _late(self, visit: _Visit) -> None:
+        deadline = self._loop.time() + _LATE_S
+        while not visit.stream.has_ended:
+            if self._loop.time() > deadline:
+                visit.fail(WorkerError(f"{self._facts.name}: news of a request were lost on their way"))
+            await asyncio.sleep(0.05)
+
+    def _forget_ended(self, visit: _Visit) -> None:
+        if visit.stream.has_ended:
+            self._visits.pop(visit.request, None)
+            self._port.forget(visit.request)
+
+
+async def _result(call: Call) -> None:
+    await call
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0] if lines else 'no more is known'}"
