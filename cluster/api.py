@@ -23,10 +23,10 @@ from cluster.api_document import document
 from cluster.api_errors import ApiError, api_error
 from cluster.api_generate import CHAT, COMPLETION, Generate
 from cluster.api_models import Metrics, Plain
-from cluster.api_service import Service
+from cluster.api_service import Catalogue, Service
 from cluster.served_model import ServedModel
 
-Opening = Callable[[], AbstractAsyncContextManager[Sequence[ServedModel]]]
+Opening = Callable[[], AbstractAsyncContextManager[Sequence[ServedModel] | Catalogue]]
 """Opens the models when the application starts, in its event loop, and closes them when it ends."""
 
 
@@ -38,7 +38,7 @@ def create_app(opening: Opening, config: ApiConfig, *, metrics: Metrics | None =
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
         async with opening() as models:
-            service.serve(models)
+            service.follow(models)
             yield
 
     routes = [

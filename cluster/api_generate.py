@@ -86,7 +86,7 @@ class Generate(Generic[BodyT]):
     async def _answer(self, body: BodyT, send: Send) -> None:
         """Limits first, then the prompts, then the engine."""
         service, kind = self._service, self._kind
-        model = service.model(body.model)
+        model = await service.found(body.model)
         choice = choice_of(body, service.config, model.facts)
         service.check_prompts(kind.count(body))
         service.check_room(model, kind.count(body))

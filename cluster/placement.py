@@ -1,7 +1,7 @@
 """Where the ranks of a model go: a pure plan from sizes and nodes to the bundles of a placement group.
 
-A bundle is one pipeline stage with all its tensor parallel ranks. A placement group never splits a bundle over
-nodes, so a stage is inside one node whatever the strategy; stages may be on different ones.
+A bundle is one pipeline stage with all its tensor parallel ranks. A placement group never splits a bundle
+over nodes, so a stage is inside one node whatever the strategy; stages may be on different ones.
 """
 
 from __future__ import annotations
@@ -36,9 +36,7 @@ class Needs:
             if (value := getattr(self, name)) < 1:
                 raise LayoutError(f"{name}={value}: must be at least 1")
         if self.tp_size % self.ep_size:
-            raise LayoutError(
-                f"ep_size={self.ep_size}: does not divide tp_size={self.tp_size}, over which experts are spread"
-            )
+            raise LayoutError(f"ep_size={self.ep_size}: does not divide tp_size={self.tp_size}; it has to")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,13 +141,13 @@ def _why_not(
     for name, number in first.items():
         if number > (most_free := max(node.free.get(name, 0) for node in usable)):
             return (
-                f"{layout}: one stage needs {number:,g} {name} on one node, and the most that a node has free "
-                f"is {most_free:,g}; use a smaller tp_size with a larger pp_size, or add a larger node"
+                f"{layout}: a stage needs {number:,g} {name} on one node, and the most that one has free is "
+                f"{most_free:,g}; use a smaller tp_size with a larger pp_size, or add a larger node"
             )
     fit = sum(_times(node.free, stage) for node in usable)
     return (
-        f"{layout}: {needs.pp_size} stages of {_words(stage)} each are needed, and the {len(usable)} nodes with "
-        f"room hold {min(fit, needs.pp_size - 1)}; add nodes, or free some"
+        f"{layout}: {needs.pp_size} stages take {_words(stage)} each, and the nodes have room for "
+        f"{min(fit, needs.pp_size - 1)}; add nodes, or free some"
     )
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Generator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from ray.exceptions import RayError, TaskCancelledError
 from ray.serve.exceptions import BackPressureError, RayServeException
@@ -22,7 +23,7 @@ _LATE_S = 10.0
 class Call(Protocol):
     """A call of a replica, as Serve gives it."""
 
-    def __await__(self) -> object: ...
+    def __await__(self) -> Generator[Any, Any, Any]: ...
 
     def cancel(self) -> None: ...
 
@@ -47,6 +48,7 @@ class _Visit:
         self.sender = sender
 
     def push(self, news: Tokens) -> None:
+        self.engine._running += not self.stream.has_begun
         self.stream.push(news)
         if news.finish:
             self.engine._forget_ended(self)
@@ -67,6 +69,7 @@ class RemoteEngine:
         self._loop = asyncio.get_running_loop()
         self._visits: dict[str, _Visit] = {}
         self._calls: dict[str, tuple[Call, asyncio.Task[None]]] = {}
+        self._running = 0
         self.failure: str | None = None
         """Why it takes no requests, as far as Serve says."""
 
@@ -97,8 +100,8 @@ class RemoteEngine:
         self._forget_ended(visit)
 
     def load(self) -> EngineLoad:
-        running = sum(visit.stream.has_begun for visit in self._visits.values())
-        return EngineLoad(running=running, waiting=len(self._visits) - running, failure=self.failure)
+        waiting = len(self._visits) - self._running
+        return EngineLoad(running=self._running, waiting=waiting, failure=self.failure)
 
     async def close(self) -> None:
         for visit in [*self._visits.values()]:
@@ -131,8 +134,8 @@ class RemoteEngine:
             await asyncio.sleep(0.05)
 
     def _forget_ended(self, visit: _Visit) -> None:
-        if visit.stream.has_ended:
-            self._visits.pop(visit.request, None)
+        if visit.stream.has_ended and self._visits.pop(visit.request, None) is not None:
+            self._running -= visit.stream.has_begun
             self._port.forget(visit.request)
 
 

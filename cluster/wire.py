@@ -1,8 +1,8 @@
 """What goes between an ingress and the replicas of its models beside Serve: news one way, cancellations back.
 
-An ingress has one port for all replicas; a replica has one line to each ingress. Messages are msgspec's, and all
-that comes up in one turn of a replica's event loop is one of them. A socket's name begins with the port's secret:
-what has another is from nobody of ours, and is not looked at.
+An ingress has one port for all replicas; a replica has one line to each ingress. Messages are msgspec's, and
+all that comes up in one turn of a replica's event loop is one of them. A socket's name begins with the port's
+secret: what has another is from nobody of ours, and is not looked at.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import asyncio
 import secrets
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Literal, Protocol
+from typing import Literal, Protocol, cast
 
 import msgspec
 import zmq
@@ -79,14 +79,16 @@ class _Socket:
         self.socket: zmq.Socket[bytes] = self._context.socket(kind)
         for option, value in _OPTIONS.items():
             self.socket.setsockopt(option, value)
-        self._fd = self.socket.getsockopt(zmq.FD)
+        self._fd = cast(int, self.socket.getsockopt(zmq.FD))
         self._loop.add_reader(self._fd, self._drain)
 
     def send(self, *parts: bytes) -> None:
         """To whoever is there: nothing waits, and what cannot be sent is lost."""
         with suppress(zmq.ZMQError):
             self.socket.send_multipart(parts, zmq.NOBLOCK)
-        if self.socket.getsockopt(zmq.EVENTS) & zmq.POLLIN:  # a send takes the sign that something has come
+        if (
+            cast(int, self.socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN
+        ):  # a send takes the sign that something has come
             self._loop.call_soon(self._drain)
 
     def close(self) -> None:
@@ -169,7 +171,7 @@ class NewsLine:
         self._wire = _Socket(zmq.DEALER, self._take)
         self._wire.socket.setsockopt(zmq.IDENTITY, door.secret + secrets.token_bytes(8))
         self._monitor = self._wire.socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
-        self._monitor_fd = self._monitor.getsockopt(zmq.FD)
+        self._monitor_fd = cast(int, self._monitor.getsockopt(zmq.FD))
         self._loop.add_reader(self._monitor_fd, self._look)
         self._wire.socket.connect(door.url)
         self._taken: list[str] = []
@@ -214,7 +216,7 @@ class NewsLine:
 
     def _look(self) -> None:
         """The ingress has gone, or is cut off."""
-        while not self._monitor.closed and self._monitor.getsockopt(zmq.EVENTS) & zmq.POLLIN:
+        while not self._monitor.closed and cast(int, self._monitor.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
             if recv_monitor_message(self._monitor)["event"] == zmq.EVENT_DISCONNECTED:
                 self._on_lost(self)
                 return
