@@ -15,6 +15,17 @@ from cluster.api_config import ApiConfig
 from cluster.build_options import BuildOptions
 from cluster.options import declared
 
+
+def model_name(application: str) -> str:
+    """What callers call a model. Serve takes no / in the name of an application."""
+    return application.replace("--", "/")
+
+
+def application_name(model: str) -> str:
+    """The inverse."""
+    return model.replace("/", "--")
+
+
 ENGINES_DIR = "~/.cache/rankforge/engines"
 
 _NOT_FOR_SERVING = frozenset(
@@ -60,7 +71,7 @@ class Replicas:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """The `args` of `cluster.serving:model`; the application's name is the model's, for callers."""
+    """The `args` of `cluster.serving:model`; callers know it by the application's name, with / for --."""
 
     model: str
     """An engine's folder; or a checkpoint's, a model's, or a Hugging Face id, of which an engine is made."""

@@ -15,7 +15,7 @@ from cluster.build_options import BuildOptions
 from cluster.engine_maker import needs
 from cluster.options import declared
 from cluster.placement import CPU, Needs, Node, bundles_of, plan
-from cluster.serve_config import ModelConfig, model_config, service_config
+from cluster.serve_config import ModelConfig, application_name, model_config, service_config
 from cluster.serve_options import ServeOptions
 
 API, HOST, PORT = "api", "127.0.0.1", 8000
@@ -31,6 +31,7 @@ class Service:
     schema: dict[str, Any]
     """A Serve configuration."""
     models: Mapping[str, ModelConfig]
+    """By application."""
     is_file: bool
     """It is the whole configuration of the cluster's Serve, and not one model more."""
     api: str | None = field(default=API)
@@ -73,7 +74,7 @@ def planned(options: ServeOptions) -> Service:
     if Path(options.model).suffix in (".yaml", ".yml"):
         return _of_file(options)
     args = _args(options)
-    name = options.name or _name(options.model)
+    name = application_name(options.name or _name(options.model))
     if name == API:
         raise UserError(f"--name={name}: is the service's own; choose another")
     applications = [

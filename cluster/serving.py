@@ -16,18 +16,27 @@ from ray.exceptions import RayTaskError
 from ray.serve.schema import ApplicationStatusOverview
 from ray.util.placement_group import placement_group_table
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
-from starlette.applications import Starlette
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from actors.open_generator import GeneratorOptions
 from actors.rank_actors import Room
 from builders.errors import RankforgeError
 from cluster.api import create_app
 from cluster.catalogue import MODEL, Cluster, ServeCatalogue, watched
+from cluster.engine_client import EngineLoad
 from cluster.engine_maker import Made, made, needs
 from cluster.placement import Needs, Plan, bundles_of
 from cluster.remote_engine import Attend, Call
 from cluster.replica import Card, Replica, open_replica
-from cluster.serve_config import ModelConfig, ServiceConfig, model_config, service_config
+from cluster.serve_config import (
+    ModelConfig,
+    ServiceConfig,
+    application_name,
+    model_config,
+    model_name,
+    service_config,
+)
 from cluster.wire import Door
 
 _STARTS = 3
@@ -68,7 +77,7 @@ def api(args: dict[str, Any]) -> serve.Application:
     """OpenAI's endpoints over all models of the cluster: `args` are the fields of `ServiceConfig`."""
     config = service_config(args)
 
-    def application() -> Starlette:
+    def application() -> ASGIApp:
         return _application(config)
 
     return (
@@ -89,7 +98,7 @@ class Model:
     """A replica, in the first bundle of its placement group."""
 
     async def __init__(self, config: ModelConfig, room: Room) -> None:  # type: ignore[misc]  # Serve waits
-        name = serve.get_replica_context().app_name
+        name = model_name(serve.get_replica_context().app_name)
         seconds = {"placed": _placed_s()}
         found = await _made(config)
         options = GeneratorOptions(
@@ -105,6 +114,9 @@ class Model:
 
     async def card(self) -> Card:
         return self._replica.card
+
+    async def load(self) -> EngineLoad:
+        return self._replica.engine.load()
 
     async def check_health(self) -> None:
         self._replica.check()
@@ -169,7 +181,7 @@ def _placed_s() -> float:
     return float(table["stats"]["end_to_end_creation_latency_ms"]) / 1e3
 
 
-def _application(config: ServiceConfig) -> Starlette:
+def _application(config: ServiceConfig) -> ASGIApp:
     """In the replica's process."""
 
     @asynccontextmanager
@@ -178,18 +190,34 @@ def _application(config: ServiceConfig) -> Starlette:
         async with watched(config.limits, cluster, ray.util.get_node_ip_address()) as catalogue:
             yield catalogue
 
-    return create_app(opening, config.limits)
+    return _Nameless(create_app(opening, config.limits))
+
+
+class _Nameless:
+    """Serve says in every answer whose it is, by the name that our application got from it."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def nameless(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                del MutableHeaders(scope=message)["x-request-id"]
+            await send(message)
+
+        await self._app(scope, receive, nameless)
 
 
 def _models() -> dict[str, ApplicationStatusOverview]:
-    return {name: app for name, app in serve.status().applications.items() if MODEL in app.deployments}
+    found = serve.status().applications
+    return {model_name(name): app for name, app in found.items() if MODEL in app.deployments}
 
 
 class _Replicas:
     """Those of one model, as Serve chooses among them."""
 
     def __init__(self, name: str) -> None:
-        self._handle = serve.get_deployment_handle(MODEL, name)
+        self._handle = serve.get_deployment_handle(MODEL, application_name(name))
 
     @property
     def attend(self) -> Attend:
