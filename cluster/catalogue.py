@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import tempfile
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +31,7 @@ MODEL = "Model"
 RUNNING = cast(Any, "RUNNING")
 """The state of a replica that takes requests, as Serve counts them."""
 
+_GOING = ApplicationStatus.DELETING
 _LOOK_S = 0.5
 _LOG = logging.getLogger("ray.serve")
 
@@ -48,8 +49,8 @@ class Replicas(Protocol):
 class Cluster:
     """What is known of the cluster, and how to call it."""
 
-    models: Callable[[], dict[str, ApplicationStatusOverview]]
-    """Of all applications that are models, by name; waits for Serve."""
+    applications: Callable[[], Mapping[str, ApplicationStatusOverview]]
+    """All that there are, by their models' names; waits for Serve."""
     replicas: Callable[[str], Replicas]
 
 
@@ -68,6 +69,11 @@ class _Entry:
     def running(self) -> int:
         """Replicas that take requests."""
         return self.status.deployments[MODEL].replica_states.get(RUNNING, 0)
+
+    def leave(self) -> None:
+        """Nobody is to find it any more; requests under way have their replica until they end."""
+        if self.opening:
+            self.opening.cancel()
 
     @property
     def is_current(self) -> bool:
@@ -115,10 +121,13 @@ class ServeCatalogue:
 
     async def look(self) -> None:
         """Take in what there is now."""
-        found = await asyncio.to_thread(self._cluster.models)
-        for name in self._entries.keys() - found.keys():
-            await self._forget(self._entries.pop(name))
-        for name, status in found.items():
+        found = await asyncio.to_thread(self._cluster.applications)
+        there = {name: status for name, status in found.items() if status.status != _GOING}
+        for name in self._entries.keys() - there.keys():
+            self._entries.pop(name).leave()
+        for name, status in there.items():
+            if MODEL not in status.deployments:  # no model, or one that is about to be another
+                continue
             entry = self._entries.setdefault(name, _Entry(status))
             entry.status = status
             if entry.engine:
@@ -130,18 +139,14 @@ class ServeCatalogue:
 
     async def close(self) -> None:
         for entry in self._entries.values():
-            await self._forget(entry)
+            entry.leave()
+            if entry.served:
+                await entry.served.close()
         self._port.close()
 
     def _tell(self) -> None:
         if self._service:
             self._service.serve([entry.served for entry in self._entries.values() if entry.served])
-
-    async def _forget(self, entry: _Entry) -> None:
-        if entry.opening:
-            entry.opening.cancel()
-        if entry.served:
-            await entry.served.close()
 
     def _open(self, name: str, entry: _Entry) -> asyncio.Task[ServedModel]:
         """Only one at a time; who waits for it does not end it by leaving."""
@@ -179,9 +184,9 @@ def _hopeless(entry: _Entry) -> str | None:
 
 def _problem(entry: _Entry) -> str | None:
     """Why it gives no answers now. One with no replicas at all, on purpose, is sound."""
-    if entry.running or (entry.status.status == ApplicationStatus.RUNNING and entry.served):
+    if entry.running:
         return None if entry.served else "is being opened"
-    return _message(entry)
+    return None if entry.status.status == ApplicationStatus.RUNNING else _message(entry)
 
 
 def _message(entry: _Entry) -> str:

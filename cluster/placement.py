@@ -63,6 +63,10 @@ class Plan:
     nodes: tuple[str, ...] = field(default=())
     """For every bundle, a node that has room for it; empty where no nodes were asked."""
 
+    def total(self, resource: str) -> float:
+        """Of all bundles."""
+        return sum(bundle.get(resource, 0) for bundle in self.bundles)
+
 
 def bundles_of(needs: Needs) -> Plan:
     """What to ask for, whatever there is: an autoscaler may bring it."""

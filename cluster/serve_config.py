@@ -103,7 +103,7 @@ class ModelConfig:
         if not self.model.strip():
             raise UserError("model='': is empty; name an engine, a checkpoint, a model or a Hugging Face id")
         _check_least("max_ongoing", self.max_ongoing, 1)
-        _check_least("cpus_per_rank", self.cpus_per_rank, 0)
+        _check_least("cpus_per_rank", self.cpus_per_rank, 0, above=True)
         _check_least("prompt_lookup_num_tokens", self.prompt_lookup_num_tokens, 0)
         _check_least("drain_s", self.drain_s, 0)
         _check_least("health_check_s", self.health_check_s, 0, above=True)

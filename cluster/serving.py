@@ -42,11 +42,16 @@ from cluster.wire import Door
 _STARTS = 3
 """How often a replica that cannot start is tried."""
 
+_LOOK_BACK_S = 11.0
+"""The load is averaged over this; Serve takes no less."""
+
 ENVIRONMENT = {
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
+    "RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",
 }
-"""Of our replicas' processes: everything in one event loop, as nothing in them blocks it."""
+"""Of our replicas' processes: everything in one event loop, as nothing in them blocks it; and those of the
+API say soon how many requests there are."""
 
 
 def model(args: dict[str, Any]) -> serve.Application:
@@ -144,8 +149,7 @@ def _scaling(config: ModelConfig) -> dict[str, Any]:
             "target_ongoing_requests": replicas.target_ongoing,
             "upscale_delay_s": replicas.upscale_delay_s,
             "downscale_delay_s": replicas.downscale_delay_s,
-            "metrics_interval_s": 1.0,
-            "look_back_period_s": max(2.0, min(30.0, replicas.upscale_delay_s)),
+            "look_back_period_s": _LOOK_BACK_S,
         },
     }
 
@@ -186,7 +190,7 @@ def _application(config: ServiceConfig) -> ASGIApp:
 
     @asynccontextmanager
     async def opening() -> AsyncIterator[ServeCatalogue]:
-        cluster = Cluster(models=_models, replicas=_Replicas)
+        cluster = Cluster(applications=_applications, replicas=_Replicas)
         async with watched(config.limits, cluster, ray.util.get_node_ip_address()) as catalogue:
             yield catalogue
 
@@ -208,9 +212,8 @@ class _Nameless:
         await self._app(scope, receive, nameless)
 
 
-def _models() -> dict[str, ApplicationStatusOverview]:
-    found = serve.status().applications
-    return {model_name(name): app for name, app in found.items() if MODEL in app.deployments}
+def _applications() -> dict[str, ApplicationStatusOverview]:
+    return {model_name(name): status for name, status in serve.status().applications.items()}
 
 
 class _Replicas:

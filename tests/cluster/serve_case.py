@@ -75,8 +75,8 @@ def wait_for(what: Callable[[], object], timeout_s: float = 60.0) -> None:
 
 def replicas(name: str) -> list[str]:
     """The processes of a model that take requests."""
-    details = _details()["applications"].get(name)
-    found = details["deployments"]["Model"]["replicas"] if details else []
+    deployments = _details()["applications"].get(name, {}).get("deployments", {})
+    found = deployments.get("Model", {}).get("replicas", ())
     return sorted(one["replica_id"] for one in found if one["state"] == "RUNNING")
 
 
