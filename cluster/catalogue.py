@@ -74,6 +74,8 @@ class _Entry:
         """Nobody is to find it any more; requests under way have their replica until they end."""
         if self.opening:
             self.opening.cancel()
+        if self.engine:
+            self.engine.leave()
 
     @property
     def is_current(self) -> bool:

@@ -103,6 +103,14 @@ class RemoteEngine:
         waiting = len(self._visits) - self._running
         return EngineLoad(running=self._running, waiting=waiting, failure=self.failure)
 
+    def leave(self) -> None:
+        """The model is taken away: no replica will take what none has taken yet."""
+        self.failure = "is not served any more"
+        for visit in [*self._visits.values()]:
+            if visit.sender is None:
+                self._calls[visit.request][0].cancel()
+                visit.fail(WorkerError(f"{self._facts.name}: {self.failure}"))
+
     async def close(self) -> None:
         for visit in [*self._visits.values()]:
             visit.fail(WorkerError(f"{self._facts.name}: the service ends"))

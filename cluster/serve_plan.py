@@ -54,11 +54,8 @@ class Service:
         """Of the service and of all replicas, as Ray counts them."""
         apis = [app for app in self.schema["applications"] if app["import_path"] == _API_PATH]
         configs = [service_config(app.get("args", {})) for app in apis]
-        replicas = sum(
-            most * sum(bundle[CPU] for bundle in bundles_of(wanted).bundles)
-            for _, wanted, most in self.wanted
-        )
-        return replicas + sum(config.cpus * config.replicas for config in configs)
+        own = sum(config.cpus * config.replicas for config in configs)
+        return own + sum(most * bundles_of(wanted).total(CPU) for _, wanted, most in self.wanted)
 
     def check(self, nodes: Sequence[Node]) -> None:
         """Refuse what these nodes could never hold."""

@@ -69,7 +69,7 @@ def test_one_model_changes_and_the_other_does_not_notice(local_ray: None, engine
         wait_for(lambda: replicas("other") not in ([], before[1]) and is_ready(found))
         assert replicas("one") == before[0]
         change(found, {"one": one})
-        wait_for(lambda: answer(found.url, "other").status_code == 404)
+        wait_for(lambda: answer(found.url, "other").status_code == 404)  # and no request waits for ever
         assert answer(found.url, "one").status_code == 200 and replicas("one") == before[0]
 
 
@@ -112,5 +112,5 @@ def test_a_model_is_converted_and_built_before_it_is_served(
 def test_what_cannot_be_made_is_said_in_a_line(local_ray: None, tmp_path: Path, made: Made) -> None:
     args = {"model": str(made.folder / "model"), "build": {"tp_size": 5}, "engines_dir": str(tmp_path)}
     wanted = service(free_port(), {"odd": args})
-    with pytest.raises(UserError, match=r"^odd: tp_size=5: [^\n]+$"), deployed(wanted, 5.0, sys.stderr):
+    with pytest.raises(UserError, match=r"^odd: --tp_size=5: [^\n]+$"), deployed(wanted, 5.0, sys.stderr):
         pass
