@@ -1,13 +1,13 @@
-"""What a streamed token costs on the whole way: HTTP, Ray Serve, the API, the wire, the replica, a fake engine.
+"""What a streamed token costs on the whole way: HTTP, Serve, the API, the wire, a replica, a fake engine.
 
     python -m benchmarks.serve [--streams 1 16 64] [--tokens 400] [--step_ms 0 5] [--proxy haproxy serve]
 
-Starts a Ray of its own. `us a token` is the processor time of everything in it but the client, by token: `api`,
-`replica` and `proxy` are its parts, and the rest is Ray's own. `and core` is its inverse; `a second` is what the
-clock says, on a machine that the client shares. `first ms` is the median time to the first event of requests that
-are alone, with the engine that takes no time, and `added` what that is more than asking the engine directly. With
-`--step_ms 5` the engine gives every text a token each 5 ms, so that little is sent at once. The goals: 200 us,
-1000 tokens a second and core, 5 ms added.
+Starts a Ray of its own. `us a token` is the processor time of everything in it but the client, less what it
+takes when nobody asks for anything, by token; `api`, `replica` and `proxy` are its parts, and the rest is Ray's
+own. `and core` is its inverse; `a second` is what the clock says, on a machine that the client shares. `first
+ms` is the median time to the first event of requests that are alone, of which the engine takes what is said
+first. With `--step_ms 5` the engine gives every text a token each 5 ms, so that little is sent at once. The
+goals: 200 us, 1000 tokens a second and core, 5 ms more than the engine takes.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import asyncio
 import logging
 import os
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,6 +40,7 @@ PARTS = {
     "ProxyActor": "proxy",
     "HAProxyManager": "proxy",
 }
+_IDLE_S = 8.0
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -69,7 +71,7 @@ class Measured:
 
 
 def _below(root: int) -> list[int]:
-    """Processes that descend from one; those of Ray that left it are in its session of processes all the same."""
+    """Processes that descend from one."""
     parents: dict[int, int] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -110,18 +112,28 @@ def _report(options: argparse.Namespace, proxy: str, step_ms: float, server: Mea
     request = request_of("/v1/chat/completions", {**_CHAT, "max_tokens": options.tokens})
     asyncio.run(measure(server, request, 4, 4 * options.tokens))  # type: ignore[arg-type]  # warm
     first = asyncio.run(first_ms(server, request)) if not step_ms else float("nan")  # type: ignore[arg-type]
+    idle = _idle(server)
+    print(f"idle: {sum(idle.values()) * 100:.0f}% of a core, the API's part {idle['api'] * 100:.0f}%")
     for streams in options.streams:
         total = options.total if not step_ms else min(options.total, 3 * streams * options.tokens)
-        before = server.parts
-        cpu, wall = asyncio.run(measure(server, request, streams, total))  # type: ignore[arg-type]
-        spent = server.parts - before
-        share = {part: cpu * 1e6 * seconds / sum(spent.values()) for part, seconds in spent.items()}
+        before, start = server.parts, time.perf_counter()
+        _, wall = asyncio.run(measure(server, request, streams, total))  # type: ignore[arg-type]
+        now, took = server.parts, time.perf_counter() - start
+        tokens = took / wall
+        spent = {part: (now[part] - before[part] - idle[part] * took) * 1e6 / tokens for part in now}
+        cpu = sum(spent.values())
         print(
-            f"{proxy:<9}{step_ms:>8g}{streams:>8}{cpu * 1e6:>12.1f}{share.get('api', 0):>7.1f}"
-            f"{share.get('replica', 0):>9.1f}{share.get('proxy', 0):>7.1f}"
-            f"{1 / wall:>10.0f}{1 / cpu:>10.0f}{first:>10.2f}",
+            f"{proxy:<9}{step_ms:>8g}{streams:>8}{cpu:>12.1f}{spent['api']:>7.1f}{spent['replica']:>9.1f}"
+            f"{spent['proxy']:>7.1f}{1 / wall:>10.0f}{1e6 / cpu:>10.0f}{first:>10.2f}",
             flush=True,
         )
+
+
+def _idle(server: Measured) -> Counter[str]:
+    """Processor time a second of everything, when nobody asks for anything."""
+    before = server.parts
+    time.sleep(_IDLE_S)
+    return Counter({part: (now - before[part]) / _IDLE_S for part, now in server.parts.items()})
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""A model for Ray Serve whose engine takes no time, or always the same: what `serve.py` measures everything else by."""
+"""A model for Ray Serve whose engine takes no time, or always the same, for `serve.py`."""
 
 from __future__ import annotations
 

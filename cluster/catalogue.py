@@ -32,7 +32,7 @@ RUNNING = cast(Any, "RUNNING")
 """The state of a replica that takes requests, as Serve counts them."""
 
 _GOING = ApplicationStatus.DELETING
-_LOOK_S = 0.5
+_LOOK_S = 1.0
 _LOG = logging.getLogger("ray.serve")
 
 

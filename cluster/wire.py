@@ -81,6 +81,7 @@ class _Socket:
             self.socket.setsockopt(option, value)
         self._fd = cast(int, self.socket.getsockopt(zmq.FD))
         self._loop.add_reader(self._fd, self._drain)
+        self._loop.call_soon(self._drain)  # the file says nothing before the socket has been asked
 
     def send(self, *parts: bytes) -> None:
         """To whoever is there: nothing waits, and what cannot be sent is lost."""
@@ -173,6 +174,7 @@ class NewsLine:
         self._monitor = self._wire.socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
         self._monitor_fd = cast(int, self._monitor.getsockopt(zmq.FD))
         self._loop.add_reader(self._monitor_fd, self._look)
+        self._loop.call_soon(self._look)
         self._wire.socket.connect(door.url)
         self._taken: list[str] = []
         self._news: list[Tokens] = []

@@ -20,6 +20,8 @@ from cluster.replica import Card
 from tests.cluster.run_engines import LIMITS, Made, make
 from tests.cluster.serve_case import change, free_port, is_ready, replicas, service, serving, wait_for
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
