@@ -111,7 +111,10 @@ def _of_file(options: ServeOptions) -> Service:
     foreign = options.given - {"model", "host", "port", "address", "drain_s"}
     if foreign:
         raise UserError(f"--{min(foreign)}: {file} says what is served; write it there, or leave it out")
-    schema = _mapping(file, yaml.safe_load(_text("", file)))
+    try:
+        schema = _mapping(file, yaml.safe_load(_text("", file)))
+    except yaml.YAMLError as error:
+        raise UserError(f"{file}: is no YAML: {' '.join(str(error).split())}") from error
     http = {"host": HOST, "port": PORT, **_mapping(file, schema.get("http_options", {}))}
     http |= {name: given for name in ("host", "port") if (given := getattr(options, name)) is not None}
     applications = schema.get("applications")
