@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import ray
-from ray.exceptions import RayError, RayTaskError
 
+from actors.endings import cause_of, ending
 from actors.rank_host import Whereabouts
 from actors.wires import Head
 from builders.errors import PeerError, WorkerError
@@ -112,9 +112,9 @@ class Vigil:
         """Actors that no longer serve; a rank that only waited for another becomes a suspicion."""
         ended, _ = ray.wait(list(self._serving.values()), timeout=0) if self._serving else ([], [])
         for rank in [rank for rank, serving in self._serving.items() if serving in ended]:
-            error = _ending(self._serving.pop(rank))
+            error = ending(self._serving.pop(rank))
             if not isinstance(error, PeerError):
-                return f"{self._named(rank)}: {_cause(error)}"
+                return f"{self._named(rank)}: {cause_of(error)}"
             self._suspicion = self._suspicion or (time.monotonic(), str(error))
         return None
 
@@ -143,30 +143,3 @@ class Vigil:
     def _named(self, rank: int) -> str:
         where = self._ranks[rank]
         return f"rank {rank} on node {where.host} (pid {where.pid})"
-
-
-def _ending(serving: Any) -> BaseException | None:
-    """What ended an actor's service; for what it raised, that error itself."""
-    try:
-        ray.get(serving)
-    except RayTaskError as error:
-        return error.cause
-    except RayError as error:
-        return error
-    return None
-
-
-def _cause(error: BaseException | None) -> str:
-    if error is None:
-        return "it stopped, though nobody told it to"
-    if isinstance(error, RayError):
-        return f"its process died ({_exit_detail(str(error))})"
-    return f"{type(error).__name__}: {error}"
-
-
-def _exit_detail(text: str) -> str:
-    """The part of Ray's message that says how."""
-    for mark in ("Worker exit detail: ", "The actor is dead because "):
-        if mark in text:
-            return text.split(mark)[1].split(". Some common causes")[0].strip().splitlines()[0]
-    return text.strip().splitlines()[0]

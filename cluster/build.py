@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from actors.build_worker import WHOLE, build_units
+from actors.shared_store import SharedStore
 from builders.config_file import format_of, to_json
 from builders.engine_manifest import EngineManifest, Unit, read_engine, unit_folder
 from builders.errors import ArtifactError
 from builders.limits import Limits, check_limits
 from builders.store import Pruned, Store, disk
 from builders.tensor_file import Written
-from builders.units import Plan
-from cluster.build_kinds import check_options, plan_of, workers_of
+from builders.units import Plan, UnitOfWork
+from cluster.build_kinds import check_options, kind_of, plan_of
 from cluster.build_options import BuildOptions
 from cluster.build_source import Source, source_of
-from cluster.output import drafts_beside, place, real_place
+from cluster.jobs import Crew, crew_of
+from cluster.output import drafts_beside, link, place, real_place
 from cluster.progress import Reporter
 from cluster.values import size_bytes
 
@@ -80,29 +81,30 @@ def build(options: BuildOptions, report: Reporter) -> BuildResult:
     clock, limits = _Clock(), limits_of(options)
     bound = None if options.store_limit is None else size_bytes("--store_limit", options.store_limit)
     store = Store(options.store_dir or real_place(options.output_dir).parent / ".rankforge-store")
-    with source_of(options, store, report) as source:
+    crew = crew_of(options, report)
+    clock.phase("start")
+    with source_of(options, store, crew) as source:
         clock.phase("convert")
-        manifest, result = _build(options, limits, source, store, clock, report)
+        manifest, result = _build(options, limits, source, store, clock, crew)
         if bound is None:
             return result
-        used = {source.entry or "", *(unit.key for unit in manifest.every_unit)}
+        used = {*source.entries, *(unit.key for unit in manifest.every_unit)}
         return replace(result, store=store.prune(bound, keep=used))
 
 
 def _build(
-    options: BuildOptions, limits: Limits, source: Source, store: Store, clock: _Clock, report: Reporter
+    options: BuildOptions, limits: Limits, source: Source, store: Store, clock: _Clock, crew: Crew
 ) -> tuple[EngineManifest, BuildResult]:
     output = real_place(options.output_dir)
     _refuse_foreign(output)
     check_limits(limits, source.manifest.spec)
-    plan = plan_of(options, source, limits)
+    plan = plan_of(options, source, limits, crew)
     clock.phase("export")
-    report.start([WHOLE] * len(plan.units), f"build {options.output_dir}", "percent")
-    before = {entry.key for entry in store.listing()}
-    try:
-        build_units(plan.units, store.root, workers=workers_of(options), advance=report.advance)
-    finally:
-        report.finish()
+    missing = [unit for unit in plan.units if store.find(unit.recipe.key) is None]
+    if missing:
+        label = f"build {options.output_dir}: {len(missing)} of {len(plan.units)} units"
+        with crew.phase(label, [WHOLE] * len(missing), "percent") as phase:
+            build_units(missing, SharedStore.of(store), crew.executor(kind_of(options)), phase)
     clock.phase("build")
 
     units = tuple(_unit(store, unit.recipe.key) for unit in plan.units)
@@ -118,7 +120,7 @@ def _build(
             if not place(draft, output, replace=options.overwrite):
                 reused = _is_there(output, manifest, options)
     clock.phase("publish")
-    return manifest, _result(options, manifest, plan, source, clock, before, reused)
+    return manifest, _result(options, manifest, plan, source, clock, missing, reused)
 
 
 class _Clock:
@@ -173,9 +175,9 @@ def _assemble(
             folder = unit_folder(draft, unit)
             folder.mkdir(parents=True)
             for written in unit.files:
-                _link(entry.path(written.name), folder / written.name)
+                link(entry.path(written.name), folder / written.name)
     for weights in () if holds_weights else manifest.checkpoint.ranks:
-        _link(source / weights.name, draft / weights.name)
+        link((source / weights.name).resolve(), draft / weights.name)
     if (source / "tokenizer").is_dir():
         shutil.copytree(source / "tokenizer", draft / "tokenizer", copy_function=shutil.copyfile)
     if (source / "generation_config.json").is_file():
@@ -184,21 +186,13 @@ def _assemble(
     disk.sync_folders(draft)
 
 
-def _link(source: Path, target: Path) -> None:
-    """Files that nobody writes again are shared where the file system can, copied where it cannot."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
-
-
 def _result(
     options: BuildOptions,
     manifest: EngineManifest,
     plan: Plan,
     source: Source,
     clock: _Clock,
-    before: set[str],
+    missing: Sequence[UnitOfWork],
     reused: bool,
 ) -> BuildResult:
     return BuildResult(
@@ -207,7 +201,7 @@ def _result(
         num_ranks=sum(programs is not None for programs in manifest.ranks),
         num_programs=plan.num_programs,
         num_units=len(plan.units),
-        num_built=sum(unit.key not in before for unit in manifest.every_unit),
+        num_built=len(missing),
         program_bytes=sum(file.num_bytes for unit in manifest.every_unit for file in unit.files),
         converted=source.converted,
         seconds=clock.seconds,

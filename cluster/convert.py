@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import time
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from builders.assemble import existing, is_whole, source_files
+from builders.assemble import assemble, existing, is_whole, source_files
 from builders.checkpoint import Manifest
 from builders.errors import ArtifactError
 from builders.sources.opened import Opened
-from builders.store import disk
-from cluster.checkpoints import stored_bytes, understand, write_checkpoint
+from builders.store import Store, disk
+from builders.store.scratch import Scratch
+from cluster.checkpoints import rank_recipe, shelve_ranks, stored_bytes, understand, write_checkpoint
 from cluster.convert_options import ConvertOptions
-from cluster.output import drafts_beside, in_the_way, place, real_place
+from cluster.jobs import Crew, crew_of
+from cluster.output import drafts_beside, in_the_way, link, place, real_place
 from cluster.progress import Reporter
+from cluster.source_hashes import hashed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,14 +51,16 @@ def convert(options: ConvertOptions, report: Reporter) -> ConvertResult:
     """Fetch, understand, split, publish."""
     began, output = time.monotonic(), real_place(options.output_dir)
     random = options.load_format == "random"
-    with drafts_beside(output) as scratch, scratch.folder() as unpacked:
+    crew = crew_of(options, report)
+    store = _store(options, output) if crew.on_cluster or options.store_dir else None
+    with drafts_beside(output) as scratch, _unpacked(crew, store, scratch) as unpacked:
         opened, manifest = understand(options.model_dir, options, unpacked, config_only=random)
         manifest = replace(manifest, random_seed=options.seed if random else None)
         reused = _reuse(output, opened, manifest, options)
         if reused is None:
             with scratch.folder() as draft, disk.full_disk_refused(output.parent, "shards", draft):
                 disk.require_free(draft, "the converted checkpoint", stored_bytes(manifest))
-                manifest = write_checkpoint(draft, opened, manifest, workers=options.workers, report=report)
+                manifest = _write(draft, opened, manifest, crew, store)
                 if not place(draft, output, replace=options.overwrite):
                     reused = _same(output, opened, manifest)
         done = reused or manifest
@@ -66,6 +72,28 @@ def convert(options: ConvertOptions, report: Reporter) -> ConvertResult:
         seconds=round(time.monotonic() - began, 3),
         reused=reused is not None,
     )
+
+
+def _store(options: ConvertOptions, output: Path) -> Store:
+    return Store(options.store_dir or output.parent / ".rankforge-store")
+
+
+def _unpacked(crew: Crew, store: Store | None, scratch: Scratch) -> AbstractContextManager[Path]:
+    """Where an archive is unpacked: workers must see it."""
+    return (Scratch(store.root / "unpacked") if store and crew.on_cluster else scratch).folder()
+
+
+def _write(draft: Path, opened: Opened, manifest: Manifest, crew: Crew, store: Store | None) -> Manifest:
+    """Into the draft at once, or by way of a store, where ranks that are done stay done."""
+    if store is None:
+        return write_checkpoint(draft, opened, manifest, crew=crew)
+    manifest = replace(manifest, source=hashed(opened, manifest.source, store))
+    manifest, _ = shelve_ranks(opened, manifest, crew=crew, store=store)
+    for rank, file in zip(manifest.stored_ranks, manifest.ranks, strict=True):
+        with store.open(rank_recipe(manifest, rank).key, verify=False) as entry:
+            link(entry.path(file.name), draft / file.name)
+    assemble(draft, manifest, opened)
+    return manifest
 
 
 def _reuse(output: Path, opened: Opened, manifest: Manifest, options: ConvertOptions) -> Manifest | None:

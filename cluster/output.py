@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -98,6 +99,14 @@ def _appears(draft: Path, output: Path) -> bool:
             raise
         return False
     return True
+
+
+def link(source: Path, target: Path) -> None:
+    """Files that nobody writes again are shared where the file system can, copied where it cannot."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def in_the_way(output: Path) -> ArtifactError:

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import re
+import signal
 import socket
+import threading
 
 from builders.errors import UserError
+from cluster.settings import ray_address
 
 _ADDRESS = re.compile(r"(?P<host>[^:/\s]+|\[[0-9a-fA-F:.]+\]):(?P<port>[0-9]{1,5})")
 _WAIT_S = 5.0
 """For an answer; Ray itself would ask for minutes."""
+
+
+def join(option: str | None) -> str | None:
+    """Join the cluster asked for, or else the one that this process is a job of, if any; says which."""
+    address = option or ray_address()
+    if address is not None:
+        connect(address)
+    return address
 
 
 def connect(address: str) -> None:
@@ -18,10 +29,17 @@ def connect(address: str) -> None:
         _check(address)
     import ray  # takes a second, which nobody else needs to wait
 
+    heard = signal.getsignal(signal.SIGTERM)
     try:
-        ray.init(address=address, log_to_driver=False)
+        if not ray.is_initialized():
+            ray.init(address=address, log_to_driver=False)
+        # Or Ray would print of every worker that is killed, in the midst of results; its debugger does the same.
+        ray._private.worker._worker_logs_enabled = False
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise _refused(address, " ".join(str(error).split())) from error
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, heard)  # Ray has put one of its own in its place
 
 
 def _check(address: str) -> None:

@@ -1,0 +1,36 @@
+"""How an actor's call ended: what it raised, or how its process died, in one line."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+
+
+def ending(call: Any) -> BaseException | None:
+    """What ended a call that is over; for what it raised, that error itself. None: it returned."""
+    try:
+        ray.get(call)
+    except RayTaskError as error:
+        return error.cause
+    except RayError as error:
+        return error
+    return None
+
+
+def cause_of(error: BaseException | None) -> str:
+    """In one line."""
+    if error is None:
+        return "it stopped, though nobody told it to"
+    if isinstance(error, RayError):
+        return f"its process died ({_exit_detail(str(error))})"
+    return f"{type(error).__name__}: {error}"
+
+
+def _exit_detail(text: str) -> str:
+    """The part of Ray's message that says how."""
+    for mark in ("Worker exit detail: ", "The actor is dead because "):
+        if mark in text:
+            return text.split(mark)[1].split(". Some common causes")[0].strip().splitlines()[0]
+    return text.strip().splitlines()[0]

@@ -1,0 +1,65 @@
+"""Conversion and builds by the workers of a running cluster: the same bytes as by processes of this machine."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from actors.executor import Unheard
+from actors.ray_jobs import Patience, RayJobs
+from actors.ray_worker import Needs
+from tests.cluster.test_build_source import from_source
+from tests.cluster.test_cli import rankforge
+from tests.cluster.test_convert import content, go
+from tests.tiny import save_llama
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+LAYOUT = {"tp_size": 2, "pp_size": 2}
+QUICK = Patience(silent_s=4, elsewhere_s=5)
+
+
+def address() -> str:
+    return ray.get_runtime_context().gcs_address
+
+
+def flags(**values: Any) -> list[object]:
+    return [word for name, value in values.items() for word in (f"--{name}", value)]
+
+
+def test_convert_and_build_give_the_same_bytes(tmp_path: Path) -> None:
+    model = save_llama(tmp_path / "model")
+    go(model, tmp_path / "here", **LAYOUT)
+    there = ("convert", *flags(model_dir=model, output_dir=tmp_path / "there", **LAYOUT))
+    done = rankforge(*there, "--address", address(), "--workers", 2, "--json")
+    assert done.returncode == 0, done.stderr
+    assert content(tmp_path / "here") == content(tmp_path / "there")
+
+    local = from_source(tmp_path / "local/engine", model_dir=str(model), **LAYOUT)
+    build = (
+        "build",
+        *flags(model_dir=model, output_dir=tmp_path / "engine", **LAYOUT),
+        "--no_compile",
+        "--json",
+    )
+    done = rankforge(*build, "--address", address())
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert (result["key"], result["num_built"], result["converted"]) == (local.key, 4, False)
+    assert content(tmp_path / "local/engine") == content(tmp_path / "engine")
+
+
+def double(job: int, advance: Any) -> int:
+    advance(job)
+    return 2 * job
+
+
+def executor(**changes: Any) -> RayJobs:
+    return RayJobs(**{"workers": 2, "needs": Needs(), "patience": QUICK, **changes})
+
+
+def test_results_come_in_order_and_no_actor_is_left() -> None:
+    assert executor().run(double, range(6), [f"job {n}" for n in range(6)], Unheard()) == [0, 2, 4, 6, 8, 10]
