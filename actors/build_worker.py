@@ -26,7 +26,12 @@ def build_units(
 ) -> None:
     """Have units built."""
     jobs = [UnitJob(unit=unit, store=store) for unit in units]
-    executor.run(build_one, jobs, [f"unit {unit.recipe.key[:12]}" for unit in units], witness)
+    executor.run(build_one, jobs, unit_names(units), witness)
+
+
+def unit_names(units: Sequence[UnitOfWork]) -> list[str]:
+    """As `rankforge store list` shows them, once they are there."""
+    return [f"{unit.recipe.kind} {unit.recipe.key[:12]}" for unit in units]
 
 
 def build_one(job: UnitJob, advance: Callable[[int], None]) -> None:

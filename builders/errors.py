@@ -7,6 +7,7 @@ RankforgeError
 │   ├── SourceError      a checkpoint to read that is missing, damaged or refused
 │   ├── ArtifactError    a checkpoint or engine of ours that is damaged, foreign or in the way
 │   └── EngineError      an engine that cannot be built for its target or run here; names the reason
+├── JobCancelled         work that somebody has asked to stop (exit code 1)
 ├── AccuracyError        a model that is worse than was asked for; names measure and threshold (exit code 1)
 └── WorkerError          a rank's worker died or raised; names the rank and the cause (exit code 1)
     └── PeerError        a wait for other ranks that ended without them; names those that were missing
@@ -39,6 +40,10 @@ class ArtifactError(UserError):
 
 class EngineError(UserError):
     """An engine that cannot be built for its target, or executed on this machine."""
+
+
+class JobCancelled(RankforgeError):
+    """A job that was told to stop."""
 
 
 class AccuracyError(RankforgeError):

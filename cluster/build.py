@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from actors.build_worker import WHOLE, build_units
+from actors.build_worker import WHOLE, build_units, unit_names
 from actors.shared_store import SharedStore
 from builders.config_file import format_of, to_json
 from builders.engine_manifest import EngineManifest, Unit, read_engine, unit_folder
@@ -81,9 +81,11 @@ def build(options: BuildOptions, report: Reporter) -> BuildResult:
     clock, limits = _Clock(), limits_of(options)
     bound = None if options.store_limit is None else size_bytes("--store_limit", options.store_limit)
     store = Store(options.store_dir or real_place(options.output_dir).parent / ".rankforge-store")
-    crew = crew_of(options, report)
-    clock.phase("start")
-    with source_of(options, store, crew) as source:
+    output = real_place(options.output_dir)
+    with (
+        crew_of(options, report, verb="build", output=output, store=store) as crew,
+        source_of(options, store, crew) as source,
+    ):
         clock.phase("convert")
         manifest, result = _build(options, limits, source, store, clock, crew)
         if bound is None:
@@ -102,8 +104,8 @@ def _build(
     clock.phase("export")
     missing = [unit for unit in plan.units if store.find(unit.recipe.key) is None]
     if missing:
-        label = f"build {options.output_dir}: {len(missing)} of {len(plan.units)} units"
-        with crew.phase(label, [WHOLE] * len(missing), "percent") as phase:
+        label = f"build {options.output_dir}"
+        with crew.phase(label, unit_names(missing), [WHOLE] * len(missing), "percent") as phase:
             build_units(missing, SharedStore.of(store), crew.executor(kind_of(options)), phase)
     clock.phase("build")
 

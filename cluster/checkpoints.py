@@ -162,7 +162,8 @@ def convert_all(jobs: Sequence[RankJob], manifest: Manifest, crew: Crew) -> Sequ
         return ()
     sizes = rank_sizes(manifest)
     label = f"convert {manifest.source.model}"
-    with crew.phase(label, [sizes[job.rank] for job in jobs]) as phase:
+    names = [f"rank {job.rank}" for job in jobs]
+    with crew.phase(label, names, [sizes[job.rank] for job in jobs]) as phase:
         return convert_ranks(jobs, crew.executor(CONVERT), phase)
 
 

@@ -19,6 +19,7 @@ from cluster.convert_options import ConvertOptions
 from cluster.jobs import Crew, crew_of
 from cluster.output import drafts_beside, in_the_way, link, place, real_place
 from cluster.progress import Reporter
+from cluster.ray_cluster import cluster_of
 from cluster.source_hashes import hashed
 
 
@@ -51,9 +52,12 @@ def convert(options: ConvertOptions, report: Reporter) -> ConvertResult:
     """Fetch, understand, split, publish."""
     began, output = time.monotonic(), real_place(options.output_dir)
     random = options.load_format == "random"
-    crew = crew_of(options, report)
-    store = _store(options, output) if crew.on_cluster or options.store_dir else None
-    with drafts_beside(output) as scratch, _unpacked(crew, store, scratch) as unpacked:
+    store = _store(options, output)
+    with (
+        crew_of(options, report, verb="convert", output=output, store=store) as crew,
+        drafts_beside(output) as scratch,
+        _unpacked(crew, store, scratch) as unpacked,
+    ):
         opened, manifest = understand(options.model_dir, options, unpacked, config_only=random)
         manifest = replace(manifest, random_seed=options.seed if random else None)
         reused = _reuse(output, opened, manifest, options)
@@ -74,7 +78,10 @@ def convert(options: ConvertOptions, report: Reporter) -> ConvertResult:
     )
 
 
-def _store(options: ConvertOptions, output: Path) -> Store:
+def _store(options: ConvertOptions, output: Path) -> Store | None:
+    """Where one was named, or workers of a cluster need one."""
+    if options.store_dir is None and cluster_of(options.address) is None:
+        return None
     return Store(options.store_dir or output.parent / ".rankforge-store")
 
 

@@ -7,12 +7,16 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from actors.executor import Executor
+from actors.executor import Executor, Witness
 from actors.processes import Processes
-from builders.errors import UserError
+from builders.errors import JobCancelled, RankforgeError, UserError
+from builders.store import Store
 from cluster.cluster_options import ClusterOptions
+from cluster.job_log import JobLog
+from cluster.job_record import State
 from cluster.progress import Reporter, Unit
 from cluster.ray_cluster import join
 
@@ -40,6 +44,8 @@ class Crew:
     options: ClusterOptions
     on_cluster: bool
     report: Reporter
+    log: JobLog | None = None
+    """Where there is a store that keeps one."""
 
     def executor(self, kind: Kind) -> Executor:
         """Processes of this machine, or actors on the cluster."""
@@ -57,41 +63,81 @@ class Crew:
         return RayJobs(workers=self.options.workers or _room(kind, needs.bundle), needs=needs)
 
     @contextmanager
-    def phase(self, label: str, sizes: Sequence[int], unit: Unit = "bytes") -> Iterator[Phase]:
-        """A part of the command, of which progress is shown."""
+    def phase(
+        self, label: str, names: Sequence[str], sizes: Sequence[int], unit: Unit = "bytes"
+    ) -> Iterator[Witness]:
+        """A part of the command, of which progress is shown and kept."""
         self.report.start(sizes, label, unit)
         try:
-            yield Phase(self.report)
+            if self.log:
+                self.log.phase(label, names, sizes, unit)
+            yield _Phase(names, self.report, self.log)
         finally:
             self.report.finish()
 
 
-class Phase:
-    """Hears of jobs and passes it on; a job's number is that of its bar."""
+class _Phase:
+    """Hears of jobs and passes it on; a job's number is that of its bar and of its line in the record."""
 
-    def __init__(self, report: Reporter) -> None:
-        self._report = report
+    def __init__(self, names: Sequence[str], report: Reporter, log: JobLog | None) -> None:
+        self._names, self._report, self._log = names, report, log
 
     def began(self, job: int, where: str) -> None:
-        pass
+        if self._log:
+            self._log.part(job, state="in hand", where=where)
 
     def advanced(self, job: int, amount: int) -> None:
         self._report.advance(job, amount)
+        if self._log:
+            self._log.part(job, done=self._log.parts()[job].done + amount)
 
     def done(self, job: int) -> None:
-        pass
+        if self._log:
+            self._log.part(job, state="done")
+        self._report.done(job)
 
     def failed(self, job: int, where: str, cause: str) -> None:
-        pass
+        if self._log:
+            failures = (*self._log.parts()[job].failures, f"{where}: {cause}")
+            self._log.part(job, state="open", failures=failures)
+        self._report.lost(job, f"{self._names[job]} on {where}: {cause}")
 
     def look(self) -> None:
-        pass
+        if self._log:
+            self._log.check()
 
 
-def crew_of(options: ClusterOptions, report: Reporter) -> Crew:
+@contextmanager
+def crew_of(
+    options: ClusterOptions, report: Reporter, *, verb: str, output: Path, store: Store | None
+) -> Iterator[Crew]:
     """Of the cluster that was named or that this process was started in, or of this machine."""
     resources_of(options.worker_resources)
-    return Crew(options=options, on_cluster=join(options.address) is not None, report=report)
+    on_cluster = join(options.address) is not None
+    log = JobLog(store, verb, str(output)) if store else None
+    crew = Crew(options=options, on_cluster=on_cluster, report=report, log=log)
+    if log is None:
+        yield crew
+        return
+    with _recorded(log):
+        yield crew
+
+
+@contextmanager
+def _recorded(log: JobLog) -> Iterator[None]:
+    """However it ends, the record says so."""
+    ended: tuple[State, str] = ("failed", "a bug, see the driver's output")
+    try:
+        yield
+        ended = "done", ""
+    except (JobCancelled, KeyboardInterrupt, SystemExit) as error:
+        ended = "cancelled", str(error)
+        raise
+    except (RankforgeError, OSError) as error:
+        ended = "failed", str(error)
+        raise
+    finally:
+        log.close(*ended)
 
 
 def resources_of(texts: Sequence[str]) -> dict[str, float]:

@@ -38,6 +38,12 @@ class Reporter(Protocol):
     def advance(self, part: int, amount: int) -> None:
         """A part is this much further."""
 
+    def done(self, part: int) -> None:
+        """A part is whole."""
+
+    def lost(self, part: int, what: str) -> None:
+        """An attempt at a part was lost."""
+
     def finish(self) -> None:
         """The job is over, well or not."""
 
@@ -78,6 +84,12 @@ class BarReporter:
         if part in self._parts:
             self._progress.advance(self._parts[part], amount)
 
+    def done(self, part: int) -> None:
+        pass  # its bar is full
+
+    def lost(self, part: int, what: str) -> None:
+        self._progress.console.print(what, highlight=False, markup=False)
+
     def finish(self) -> None:
         self._progress.stop()
 
@@ -91,6 +103,7 @@ class LineReporter:
 
     def start(self, sizes: Sequence[int], label: str, unit: Unit = "bytes") -> None:
         self._label, self._unit, self._total, self._done = label, unit, max(1, sum(sizes)), 0
+        self._parts, self._whole = len(sizes), 0
         self._began = self._said_at = time.monotonic()
         self._say(**{f"{_PARTS[unit]}s": len(sizes)})
 
@@ -98,12 +111,21 @@ class LineReporter:
         tenth = self._done * 10 // self._total
         self._done += amount
         now = time.monotonic()
-        done = self._done >= self._total
-        if done or (self._done * 10 // self._total > tenth and now - self._said_at > 2):
+        if self._done * 10 // self._total > tenth and now - self._said_at > 2:
             self._said_at = now
             self._say(**{_PARTS[self._unit]: part})
 
+    def done(self, part: int) -> None:
+        self._whole += 1
+
+    def lost(self, part: int, what: str) -> None:
+        line = json.dumps({"label": self._label, _PARTS[self._unit]: part, "lost": what})
+        print(line if self._as_json else what, file=self._stream, flush=True)
+
     def finish(self) -> None:
+        """The last line comes when every part has said that it is done."""
+        if self._done >= self._total:
+            self._say()
         self._stream.flush()
 
     def _say(self, **facts: int) -> None:
@@ -111,11 +133,13 @@ class LineReporter:
         left_s = (self._total - self._done) / speed if self._done else None
         if self._as_json:
             news = {"label": self._label, "done": self._done, "total": self._total, "unit": self._unit}
-            print(json.dumps({**news, "left_s": left_s, **facts}), file=self._stream, flush=True)
+            whole = {"whole": self._whole, "parts": self._parts, "per_s": round(speed, 1)}
+            print(json.dumps({**news, **whole, "left_s": left_s, **facts}), file=self._stream, flush=True)
             return
         left = "" if left_s is None else f", {self._speed(speed)}{left_s:.0f} s left"
         share = 100 * self._done // self._total
-        print(f"{self._label}: {share}%{self._size()}{left}", file=self._stream, flush=True)
+        parts = f", {self._whole} of {self._parts} {_PARTS[self._unit]}s" if self._parts > 1 else ""
+        print(f"{self._label}: {share}%{self._size()}{parts}{left}", file=self._stream, flush=True)
 
     def _size(self) -> str:
         return f" of {self._total / 1e6:.1f} MB" if self._unit == "bytes" else ""

@@ -17,10 +17,15 @@ _WAIT_S = 5.0
 
 def join(option: str | None) -> str | None:
     """Join the cluster asked for, or else the one that this process is a job of, if any; says which."""
-    address = option or ray_address()
+    address = cluster_of(option)
     if address is not None:
         connect(address)
     return address
+
+
+def cluster_of(option: str | None) -> str | None:
+    """The address of the one asked for, or else of the one that this process is a job of, if any."""
+    return option or ray_address()
 
 
 def connect(address: str) -> None:
@@ -33,7 +38,7 @@ def connect(address: str) -> None:
     try:
         if not ray.is_initialized():
             ray.init(address=address, log_to_driver=False)
-        # Or Ray would print of every worker that is killed, in the midst of results; its debugger does the same.
+        # Or Ray prints of every worker that is killed, in the midst of results; its debugger does the same.
         ray._private.worker._worker_logs_enabled = False
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise _refused(address, " ".join(str(error).split())) from error

@@ -183,6 +183,10 @@ class Store:
             (folder / "blob").replace(target)
             disk.sync(target.parent)
 
+    def blob_names(self, start: str = "") -> list[str]:
+        """Of the blobs whose names start so."""
+        return sorted(path.name for path in (self.root / "blobs").glob("*") if path.name.startswith(start))
+
     def _blob(self, name: str) -> Path:
         if "/" in disk.check_name(name):
             raise ArtifactError(f"{name!r}: a blob's name must have no '/'")

@@ -1,4 +1,4 @@
-"""Conversion and builds by the workers of a running cluster: the same bytes as by processes of this machine."""
+"""Conversion and builds by the workers of a running cluster: the same bytes as by this machine alone."""
 
 from __future__ import annotations
 
@@ -9,9 +9,7 @@ from typing import Any
 import pytest
 import ray
 
-from actors.executor import Unheard
-from actors.ray_jobs import Patience, RayJobs
-from actors.ray_worker import Needs
+from actors.ray_jobs import Patience
 from tests.cluster.test_build_source import from_source
 from tests.cluster.test_cli import rankforge
 from tests.cluster.test_convert import content, go
@@ -50,16 +48,3 @@ def test_convert_and_build_give_the_same_bytes(tmp_path: Path) -> None:
     result = json.loads(done.stdout)
     assert (result["key"], result["num_built"], result["converted"]) == (local.key, 4, False)
     assert content(tmp_path / "local/engine") == content(tmp_path / "engine")
-
-
-def double(job: int, advance: Any) -> int:
-    advance(job)
-    return 2 * job
-
-
-def executor(**changes: Any) -> RayJobs:
-    return RayJobs(**{"workers": 2, "needs": Needs(), "patience": QUICK, **changes})
-
-
-def test_results_come_in_order_and_no_actor_is_left() -> None:
-    assert executor().run(double, range(6), [f"job {n}" for n in range(6)], Unheard()) == [0, 2, 4, 6, 8, 10]
