@@ -5,7 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import ray
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, RayError, RayTaskError
+from ray.exceptions import WorkerCrashedError as ProcessCrashedError
+
+_DEATHS = (NodeDiedError, OutOfMemoryError, ProcessCrashedError, RayActorError)
 
 
 def ending(call: Any) -> BaseException | None:
@@ -23,9 +26,9 @@ def cause_of(error: BaseException | None) -> str:
     """In one line."""
     if error is None:
         return "it stopped, though nobody told it to"
-    if isinstance(error, RayError):
+    if isinstance(error, _DEATHS):
         return f"its process died ({_exit_detail(str(error))})"
-    return f"{type(error).__name__}: {error}"
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def _exit_detail(text: str) -> str:

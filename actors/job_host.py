@@ -26,10 +26,10 @@ class JobHost:
         node = ray.get_runtime_context().get_node_id()
         return Whereabouts(node=node, host=ray.util.get_node_ip_address(), pid=os.getpid())
 
-    def do(self, work: AnyWork, job: Any) -> Any:
-        """Carry out one job. What this raises, Ray brings to who asked."""
+    def do(self, work: AnyWork, job: Any) -> tuple[Any, int]:
+        """Carry out one job: its result, and how much it was. What this raises, Ray brings to who asked."""
         self._amount = 0
-        return work(job, self._advance)
+        return work(job, self._advance), self._amount
 
     @ray.method(concurrency_group=NEWS)
     def amount(self) -> int:

@@ -147,9 +147,11 @@ class _Running(Generic[JobT, ResultT]):
         if error is not None:
             self._lose(worker, error, cause_of(error))
             return
-        number = worker.finished()
-        self.results[number] = ray.get(worker.result)
-        self._witness.done(number)
+        assert worker.job is not None, "a job has ended"
+        self.results[worker.job] = worker.take()
+        self._count(worker)
+        self._witness.done(worker.job)
+        worker.job = None
 
     def _count(self, worker: RayWorker) -> None:
         if worker.job is not None and worker.amount > self._advanced[worker.job]:

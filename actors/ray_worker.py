@@ -51,7 +51,6 @@ class RayWorker:
         """Known once it runs."""
         self.job: int | None = None
         self.doing: Any = None
-        self.result: Any = None
         self.amount = 0
         self._began = self._heard = self._asked = time.monotonic()
         self._actor = _actor(needs, avoided)
@@ -80,11 +79,11 @@ class RayWorker:
         self.job, self.amount = number, 0
         self.doing = self._actor.do.remote(work, job)
 
-    def finished(self) -> int:
-        """It has done its job, which is this."""
-        assert self.job is not None, "a job has ended"
-        number, self.job, self.result, self.doing = self.job, None, self.doing, None
-        return number
+    def take(self) -> Any:
+        """The result of its job, which is over."""
+        result, self.amount = ray.get(self.doing)
+        self.doing = None
+        return result
 
     def calls(self) -> list[Any]:
         """What it owes an answer to."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import socket
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from builders.errors import ArtifactError, ConfigError, UserError
@@ -50,8 +52,9 @@ class JobRecord:
     output: str
     command: tuple[str, ...]
     """To submit it again."""
-    driver: str
-    """Host and process."""
+    host: str
+    """Where its driver is."""
+    pid: int
     state: State
     began_s: float
     """Seconds since the epoch, as all times here."""
@@ -68,10 +71,19 @@ class JobRecord:
         return asdict(self)
 
     @property
+    def driver(self) -> str:
+        """For people."""
+        return f"{self.host} (pid {self.pid})"
+
+    @property
     def state_now(self) -> State:
         """A driver that says nothing any more is lost, whatever it said last."""
-        silent = time.time() - self.heard_s > SILENT_S
-        return "lost" if self.state == "running" and silent else self.state
+        return "lost" if self.state == "running" and self._is_silent else self.state
+
+    @property
+    def _is_silent(self) -> bool:
+        is_gone = self.host == socket.gethostname() and not Path(f"/proc/{self.pid}").exists()
+        return is_gone or time.time() - self.heard_s > SILENT_S
 
 
 def job_id(verb: str, output: str) -> str:

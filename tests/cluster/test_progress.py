@@ -74,4 +74,29 @@ def test_lines_of_units_say_no_bytes() -> None:
     reporter = LineReporter(stream, as_json=False)
     reporter.start([100], "build x", "percent")
     reporter.advance(0, 100)
+    reporter.finish()
     assert stream.getvalue().splitlines() == ["build x: 0%", "build x: 100%, 0 s left"]
+
+
+def test_what_is_lost_is_said_and_counted_again() -> None:
+    stream = io.StringIO()
+    reporter = LineReporter(stream, as_json=False)
+    reporter.start([500, 500], "convert x")
+    for amount in (300, -300, 500):
+        reporter.advance(1, amount)
+    reporter.lost(1, "rank 1 on node h (pid 7): gone")
+    reporter.done(1)
+    reporter.advance(0, 500)
+    reporter.done(0)
+    reporter.finish()
+    first, lost, last = stream.getvalue().splitlines()
+    assert first.endswith("0 of 2 ranks") and lost == "rank 1 on node h (pid 7): gone"
+    assert "100%" in last and "2 of 2 ranks" in last
+
+
+def test_machines_hear_of_losses_too() -> None:
+    stream = io.StringIO()
+    reporter = LineReporter(stream, as_json=True)
+    reporter.start([100], "build x", "percent")
+    reporter.lost(0, "gone")
+    assert json.loads(stream.getvalue().splitlines()[1]) == {"label": "build x", "unit": 0, "lost": "gone"}

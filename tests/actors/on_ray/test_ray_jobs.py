@@ -1,4 +1,4 @@
-"""Workers that die, stop, raise or are not wanted any more: what they had in hand is done again, within bounds."""
+"""Workers that die, stop, raise or are not wanted any more: what they had in hand is done again."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import re
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from actors.executor import Unheard
 from actors.ray_jobs import Patience, RayJobs
 from actors.ray_worker import Needs, elsewhere
 from builders.errors import JobCancelled, SourceError, WorkerError
+from tests.actors.ray_work import die_or_double, divide, double, end_once, refuse, sleep
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -67,42 +68,10 @@ def carry_out(work: Any, jobs: list[Any], listener: Listener, **terms: Any) -> l
     return executor.run(work, jobs, [f"rank {number}" for number in range(len(jobs))], listener)
 
 
-def double(job: int, advance: Callable[[int], None]) -> int:
-    advance(job)
-    return 2 * job
-
-
 def test_results_come_in_the_order_of_the_jobs(listener: Listener) -> None:
     assert carry_out(double, list(range(6)), listener) == [0, 2, 4, 6, 8, 10]
     assert sorted(listener.finished) == list(range(6)) and not listener.lost
     assert len({where for each in listener.where.values() for where in each}) <= 2
-
-
-def first_time(mark: Path) -> bool:
-    try:
-        mark.touch(exist_ok=False)
-    except FileExistsError:
-        return False
-    return True
-
-
-def node() -> str:
-    import ray
-
-    return str(ray.get_runtime_context().get_node_id())
-
-
-def end_once(job: tuple[Path, int], advance: Callable[[int], None]) -> str:
-    """The first attempt at a job ends its own process by a signal, when half is done."""
-    mark, number = job
-    advance(5)
-    if first_time(mark):
-        (mark.parent / "node").write_text(node())
-        time.sleep(0.5)  # what is done is heard of
-        os.kill(os.getpid(), number)
-        time.sleep(600)
-    advance(5)
-    return node()
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
@@ -114,49 +83,28 @@ def test_what_a_lost_worker_had_in_hand_is_done_on_another_node(
     assert job == 0 and where == listener.where[0][0] and len(listener.where[0]) == 2
     assert ("no sign of life for" if number == signal.SIGSTOP else "its process died") in cause
     assert second != (tmp_path / "node").read_text()
-    assert listener.finished == [0] and listener.amount in ({0: 10}, {0: 5}, {0: 0}, {})
-
-
-def die_or_double(job: int, _advance: Callable[[int], None]) -> int:
-    if job == 1:
-        time.sleep(1)
-        os.kill(os.getpid(), signal.SIGKILL)
-    return 2 * job
+    assert listener.finished == [0] and listener.amount == {0: 10}
 
 
 def test_a_job_that_always_kills_its_worker_is_named_once(listener: Listener) -> None:
-    pattern = (
-        r"^rank 1: failed 3 times, last on node \S+ \(pid \d+\): its process died \(.+\); what is done stays"
-    )
+    pattern = r"^rank 1: failed 3 times, last on node \S+ \(pid \d+\): its process died \(.+\); what is done"
     with pytest.raises(WorkerError, match=pattern):
         carry_out(die_or_double, [0, 1, 2, 3], listener)
     assert [job for job, _, _ in listener.lost] == [1, 1, 1]
     assert sorted(listener.finished) == [0, 2, 3]
 
 
-def divide(job: int, _advance: Callable[[int], None]) -> float:
-    return 1 / job
-
-
 def test_a_bug_is_named(listener: Listener) -> None:
     with pytest.raises(
-        WorkerError, match=r"rank 0: failed 3 times.*: ZeroDivisionError: division by zero; what"
+        WorkerError, match=r"rank 0: failed 3 times.* ZeroDivisionError: division by zero; what"
     ):
         carry_out(divide, [0], listener)
-
-
-def refuse(job: str, _advance: Callable[[int], None]) -> None:
-    raise SourceError(f"{job}: not a checkpoint")
 
 
 def test_what_the_user_can_fix_is_not_tried_again(listener: Listener) -> None:
     with pytest.raises(SourceError, match=r"^rank 0 on node \S+ \(pid \d+\): bad.bin: not a checkpoint$"):
         carry_out(refuse, ["bad.bin"], listener)
     assert len(listener.lost) == 1
-
-
-def sleep(_job: int, _advance: Callable[[int], None]) -> None:
-    time.sleep(600)
 
 
 def test_whoever_listens_can_end_it(listener: Listener) -> None:
