@@ -10,8 +10,9 @@ from torch import Tensor
 
 from actors.beams import likeliest, log_probabilities
 from actors.messages import Admitted, BeamDecision, Fork, Logprobs, StepPlan, StepResult, unpacked
+from actors.needs import Needs
 from actors.pending import Pending, mark, to_host
-from actors.sampler import Needs, Sampled, Sampler, likeliest_tokens
+from actors.sampler import Drawer, Sampled, Sampler, likeliest_tokens
 from actors.searches import Searches, decide
 from actors.step_builder import Batch, Scored
 from builders.cuda.steps import there
@@ -30,13 +31,14 @@ class Vocabulary:
 class Chooser:
     """`last` has for every slot the token that it got last; one more is for padding."""
 
-    def __init__(self, vocabulary: Vocabulary, last: Tensor) -> None:
+    def __init__(self, vocabulary: Vocabulary, last: Tensor, drawer: Drawer | None = None) -> None:
         self._device, self._last, self._vocab_size = last.device, last, vocabulary.size
         self._sampler = Sampler(
             slots=len(last) - 1,
             vocab_size=vocabulary.size,
             device=self._device,
             eos_token_ids=vocabulary.ends,
+            drawer=drawer,
         )
         self._searches = Searches(ends=vocabulary.ends, max_seq_len=vocabulary.max_seq_len)
         self._admitted: dict[int, Admitted] = {}
@@ -63,15 +65,22 @@ class Chooser:
     def warm_up(self) -> None:
         """Have the device load all that choosing may take, which the first who wants it would wait for."""
         everything = Needs(
-            draw=True, top_k=1, top_p=True, min_p=True, penalties=True, bias=True, bars=True, logprobs=1
+            draw=True,
+            top_k=1,
+            top_p=True,
+            both=True,
+            min_p=True,
+            penalties=True,
+            bias=True,
+            bars=True,
+            logprobs=1,
         )
         row = torch.full((1,), self._sampler.nobody, device=self._device)
         self._sampler.sample(torch.zeros(1, self._vocab_size, device=self._device), row, row, everything)
 
-    @property
-    def is_plain(self) -> bool:
+    def is_plain(self, plan: StepPlan) -> bool:
         """Nobody wants more than the likeliest tokens."""
-        return self._sampler.all_needs == Needs() and not self._wants_logits
+        return self._sampler.all_needs == Needs() and not (self._wants_logits or plan.beams)
 
     def taken(self, plan: StepPlan, batch: Batch) -> Pending:
         """The step's tokens, where `greedily` has chosen them."""

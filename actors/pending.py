@@ -22,9 +22,9 @@ class Pending:
 
 
 def to_host(x: Tensor) -> Tensor:
-    """Where the host can read it, once the device has come to this."""
+    """A copy that the host can read, once the device has come to this."""
     if x.device.type == "cpu":
-        return x
+        return x.clone()
     return torch.empty(x.shape, dtype=x.dtype, pin_memory=True).copy_(x, non_blocking=True)
 
 

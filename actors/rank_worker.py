@@ -72,7 +72,8 @@ class RankWorker:
         self._steps = StepBuilder(limits, lanes=mapping.pp_size, table=table)
         self._last = torch.zeros(slots + 1, dtype=torch.int64, device=self._device)
         vocabulary = Vocabulary(size=spec.vocab_size, ends=setup.ends, max_seq_len=limits.max_seq_len)
-        self._chooser = Chooser(vocabulary, self._last) if self._chooses else None
+        drawer = self._graphs.draw if self._graphs and self._graphs.draws else None
+        self._chooser = Chooser(vocabulary, self._last, drawer) if self._chooses else None
         if self._graphs:
             self._capture(self._graphs)
 
@@ -95,7 +96,7 @@ class RankWorker:
         chooser = self._chooser
         if chooser is None:
             return Pending(done=mark(self._device), result=None)
-        if captured and chooser.is_plain:
+        if captured and chooser.is_plain(order.plan):
             chosen = chooser.taken(order.plan, batch)
         else:
             chosen = chooser.choose(order.plan, batch, out)
@@ -163,6 +164,9 @@ class RankWorker:
         """Graphs hold the choice of tokens, as far as it is the same for everyone, and their way back."""
         before = self._last.__getitem__ if self._place.pp == 0 else None
         after = self._chooser.greedily if self._chooser else None
+        peers = self._links.peers
+        if peers is not None and peers.buffers is not None:
+            engine.join(peers.buffers)
         with torch.no_grad(), self._links.meant():
             engine.prepare(before=before, after=after)
             if self._chooser:

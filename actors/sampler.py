@@ -13,62 +13,19 @@ from __future__ import annotations
 import secrets
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import astuple, dataclass, replace
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from actors.adjustments import Additions, Spoken
 from actors.filters import NEVER, kept_by_min_p, kept_by_top_k, kept_by_top_p
+from actors.needs import Needs
 from actors.noise import gumbel, places
 from actors.sampling_params import SamplingParams
 from builders.errors import UserError
-
-
-@dataclass(frozen=True, kw_only=True)
-class Needs:
-    """What some rows need to be done. More than they need changes nothing but the time that it takes."""
-
-    draw: bool = False
-    """Some rows are not greedy."""
-    top_k: int = 0
-    """The largest k, up to a power of two."""
-    top_p: bool = False
-    min_p: bool = False
-    penalties: bool = False
-    bias: bool = False
-    bars: bool = False
-    """Some rows may not end before they have so many tokens."""
-    logprobs: int = -1
-    """How many of the likeliest are told with their log-probabilities; -1 not even the chosen one's."""
-
-    @classmethod
-    def of(cls, params: SamplingParams) -> Needs:
-        draw = not params.is_greedy
-        return cls(
-            draw=draw,
-            top_k=1 << (params.top_k - 1).bit_length() if draw and params.top_k else 0,
-            top_p=draw and params.top_p < 1,
-            min_p=draw and params.min_p > 0,
-            penalties=(params.repetition_penalty, params.presence_penalty, params.frequency_penalty)
-            != (1, 0, 0),
-            bias=bool(params.logit_bias),
-            bars=params.min_tokens > 0,
-            logprobs=-1 if params.logprobs is None else params.logprobs,
-        )
-
-    @classmethod
-    def union(cls, several: Iterable[Needs]) -> Needs:
-        distinct = [astuple(needs) for needs in {cls(), *several}]
-        names = cls.__dataclass_fields__
-        return cls(
-            **{name: max(values) for name, values in zip(names, zip(*distinct, strict=True), strict=True)}
-        )
-
-    @property
-    def adjust(self) -> bool:
-        """Whether scores differ from logits."""
-        return self.penalties or self.bias or self.bars
+from builders.kernels.draw import Wishes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +40,15 @@ class Sampled:
     """[R, n] The n likeliest by the model, in order."""
     best_logprobs: Tensor | None = None
     """[R, n]"""
+
+
+class Drawer(Protocol):
+    """Chooses tokens as `Sampler` describes, from scores after penalties, biases and bars."""
+
+    def __call__(
+        self, scores: Tensor, slots: Tensor, positions: Tensor, wishes: Wishes, *, scaled: bool
+    ) -> Tensor:
+        """[R] Scaled: the temperature and top-k have been applied."""
 
 
 LEAST_TEMPERATURE = 1e-5
@@ -104,10 +70,12 @@ class Sampler:
         vocab_size: int,
         device: torch.device | str = "cpu",
         eos_token_ids: Collection[int] = (),
+        drawer: Drawer | None = None,
     ) -> None:
+        """`drawer` is what draws in place of PyTorch's operators."""
         self.nobody = slots
         """A slot for rows that only fill up a batch."""
-        self._vocab_size = vocab_size
+        self._vocab_size, self._drawer = vocab_size, drawer
         self._eos = frozenset(eos_token_ids)
         device = torch.device(device)
         self._reals = torch.tensor(_PLAIN, dtype=torch.float64).repeat(slots + 1, 1).to(device)
@@ -197,9 +165,7 @@ class Sampler:
         """
         needs = needs or self.all_needs
         scores = self.adjusted(logits, slots, positions, needs)
-        if needs.draw:
-            scores = self._drawable(scores, slots, positions, needs)
-        tokens = likeliest_tokens(scores)
+        tokens = self._chosen(scores, slots, positions, needs)
         if needs.penalties:
             self.count(slots, tokens)
         return self._told(logits, tokens, needs.logprobs)
@@ -217,6 +183,18 @@ class Sampler:
         if needs.bars:
             scores = self._bars.added(scores, slots, positions < self._integers[slots][:, 2])
         return scores
+
+    def _chosen(self, scores: Tensor, slots: Tensor, positions: Tensor, needs: Needs) -> Tensor:
+        """Greedily or by a draw."""
+        if not needs.draw:
+            return likeliest_tokens(scores)
+        if self._drawer is None:
+            return likeliest_tokens(self._drawable(scores, slots, positions, needs))
+        if needs.both:
+            scores = scores / self._reals[slots][:, :1].float()
+            scores = kept_by_top_k(scores, self._integers[slots][:, 0], needs.top_k)
+        wishes = Wishes(reals=self._reals, integers=self._integers)
+        return self._drawer(scores, slots, positions, wishes, scaled=needs.both)
 
     def _drawable(self, scores: Tensor, slots: Tensor, positions: Tensor, needs: Needs) -> Tensor:
         """Scores whose argmax is a draw, or the likeliest in greedy rows."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 from importlib.metadata import version
@@ -236,6 +237,7 @@ def main() -> None:
             sys.exit(2)
         _fail(error.format_message(), 2)
     finally:
+        heard.end()
         if heard.number is not None:  # whatever a library made of it on its way here
             sys.exit(128 + heard.number)
 
@@ -247,6 +249,11 @@ class _Heard:
         self.number: int | None = None
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._hear)
+
+    def end(self) -> None:
+        """Nothing is left to clear up: what is heard from here on ends the process at once."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda number, _frame: os._exit(128 + number))
 
     def _hear(self, number: int, _frame: object) -> NoReturn:
         self.number = number

@@ -16,6 +16,8 @@ from actors.communicators.rendezvous import Rendezvous
 class Gloo:
     """See `actors.communicators.peers.Peers`. A peer that dies ends a wait at once, a silent one in time."""
 
+    buffers = None
+
     def __init__(self, place: Rendezvous) -> None:
         place.arrive()
         self.rank, self.size, self._place = place.index, place.size, place

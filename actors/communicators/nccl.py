@@ -34,6 +34,8 @@ _POLLS_PER_CHECK = 1024
 class Nccl:
     """See `actors.communicators.peers.Peers`. The device is PyTorch's current one and stays it."""
 
+    buffers = None
+
     def __init__(self, place: Rendezvous) -> None:
         from cupy.cuda import nccl  # only where there are GPUs
 

@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from builders.kernels.reduce import PeerBuffers
 from builders.ops import Communicator
 
 
@@ -17,6 +18,10 @@ class Peers(Communicator, Protocol):
     Members are numbered 0, 1, ... inside the group, whatever ranks of the model they are. Results are new
     tensors. On a GPU everything is enqueued on PyTorch's current stream, and only `finish` waits.
     """
+
+    @property
+    def buffers(self) -> PeerBuffers | None:
+        """Where kernels of all members meet without this; None where devices do not reach each other so."""
 
     def broadcast(self, x: Tensor, root: int) -> Tensor:
         """The root's tensor; the others give one of its shape and dtype."""

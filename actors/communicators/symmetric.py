@@ -5,6 +5,7 @@ Every rank has to see all devices, so rank processes run with `ENVIRONMENT`. NVL
 
 from __future__ import annotations
 
+import math
 import uuid
 from collections.abc import Mapping, Sequence
 
@@ -15,6 +16,7 @@ from torch._C._distributed_c10d import ProcessGroup, _register_process_group, _S
 from actors.communicators.gloo import gloo_group
 from actors.communicators.peers import Peers
 from actors.communicators.rendezvous import Rendezvous
+from builders.kernels.reduce import MOST_BLOCKS, MOST_RANKS, PeerBuffers, inbox_shape
 
 ENVIRONMENT: Mapping[str, str] = {
     "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1",
@@ -46,13 +48,20 @@ class SymmetricMemory:
         _register(place, self._name)
         _SymmetricMemory.set_group_info(self._name, place.index, place.size, place.scope)
         device = torch.device("cuda", torch.cuda.current_device())
-        buffer = _SymmetricMemory.empty_strided_p2p((BUFFER_BYTES,), (1,), torch.uint8, device)
+        size = BUFFER_BYTES + 8 * math.prod(inbox_shape(place.size))
+        buffer = _SymmetricMemory.empty_strided_p2p((size,), (1,), torch.uint8, device).zero_()
+        torch.cuda.synchronize(device)  # a peer may write to its part as soon as all have met
         self._handle = _SymmetricMemory.rendezvous(buffer, self._name)  # mapped while this lives
+        self._inboxes = _peer_buffers(self._handle)
         self._buffers = {dtype: buffer.view(dtype) for dtype in _DTYPES}
         self._one_shot_bytes = ONE_SHOT_BYTES // place.size
         for num_bytes in (self._one_shot_bytes, BUFFER_BYTES):  # what loads on first use, no graph can hold
             self.all_reduce(torch.zeros(num_bytes // 4, device=device))
         self.finish()
+
+    @property
+    def buffers(self) -> PeerBuffers | None:
+        return self._inboxes
 
     def all_reduce(self, x: Tensor) -> Tensor:
         x = x.contiguous()
@@ -95,6 +104,18 @@ class SymmetricMemory:
             and x.nbytes % (_ALIGNED_BYTES * self.size) == 0
             and x.data_ptr() % _ALIGNED_BYTES == 0
         )
+
+
+def _peer_buffers(handle: _SymmetricMemory) -> PeerBuffers | None:
+    """The part behind what PyTorch's kernels use."""
+    ranks, rank = handle.world_size, handle.rank
+    if ranks > MOST_RANKS:
+        return None
+    start = BUFFER_BYTES // 8
+    inboxes = [handle.get_buffer(peer, inbox_shape(ranks), torch.int64, start) for peer in range(ranks)]
+    epochs = torch.zeros(MOST_BLOCKS, dtype=torch.int32, device=inboxes[rank].device)
+    others = tuple(inboxes[:rank] + inboxes[rank + 1 :])
+    return PeerBuffers(rank=rank, inbox=inboxes[rank], others=others, epochs=epochs)
 
 
 def _register(place: Rendezvous, name: str) -> None:

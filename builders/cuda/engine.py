@@ -13,6 +13,8 @@ from torch import Tensor
 from builders.cuda.executor import Context
 from builders.cuda.steps import Buffers, Tiles, graph_sizes, is_decoding, there, to_device
 from builders.engine import TorchEngine
+from builders.kernels.draw import Wishes, draw
+from builders.kernels.reduce import PeerBuffers
 from builders.limits import Limits
 from builders.ops import Step
 
@@ -40,12 +42,15 @@ class CudaEngine:
         *,
         trash: int,
         sequences: int | None = None,
+        draws: bool = False,
     ) -> None:
         self._programs, self._context = ranks_programs, context
         self._device, self._most = str(x.device), len(x)
         self._buffers = Buffers(
             limits, x, sequences=sequences or self._most, trash=trash, device=self._device
         )
+        self.draws = draws
+        """Whether there is a kernel for `draw`; older engines have none."""
         self._graphs: dict[int, Callable[[], Tensor]] = {}
         self._before: Before | None = None
         self._after: After | None = None
@@ -64,6 +69,19 @@ class CudaEngine:
     def copy_blocks(self, copies: Sequence[tuple[int, int]]) -> None:
         with self._on_device():
             self._programs.copy_blocks(copies)
+
+    def join(self, peers: PeerBuffers) -> None:
+        """Small sums over ranks are kernels from now on, in all of the ranks; before `prepare`."""
+        self._context.launch = replace(self._context.launch, peers=peers)
+
+    def draw(
+        self, scores: Tensor, slots: Tensor, positions: Tensor, wishes: Wishes, *, scaled: bool
+    ) -> Tensor:
+        """Tokens [R]; see `builders.kernels.draw`."""
+        out = torch.empty_like(slots)
+        with self._on_device():
+            self._context.runner(draw(scores, slots, positions, wishes, out=out, scaled=scaled))
+        return out
 
     def prepare(
         self, sizes: Sequence[int] = (), *, before: Before | None = None, after: After | None = None

@@ -77,7 +77,7 @@ class Executor:
 
     def _config(self, step: Prepared, args: Sequence[Any]) -> Config | None:
         """The kernel for this many rows; None where there is none and PyTorch has to do it."""
-        if not step.configs:
+        if not step.configs or not KERNELS[step.op].takes(args, self._context.launch):
             return None
         if self._context.launch.tiles is not None and step.op in _ATTENDING:
             return step.configs.get(ANY)

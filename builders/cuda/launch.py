@@ -24,6 +24,7 @@ from builders.kernels.linear import (
     scratch_size,
 )
 from builders.kernels.norm import NORM_CONFIGS, Norm, norm
+from builders.kernels.reduce import PeerBuffers
 from builders.limits import Limits
 from builders.spec import NormKind
 
@@ -35,6 +36,8 @@ class Launch:
     scratch: Scratch | None = None
     tiles: Callable[[int], Tensor] | None = None
     """For steps with prompts: how attention is cut, [n, 3] for tiles of so many rows."""
+    peers: PeerBuffers | None = None
+    """Where ranks sum up by kernels of ours; otherwise a communicator does."""
 
 
 class Kernel(Protocol):
@@ -48,6 +51,10 @@ class Kernel(Protocol):
 
     def output(self, args: Sequence[Any]) -> Tensor:
         """Room for the result."""
+
+    def takes(self, args: Sequence[Any], launch: Launch) -> bool:
+        """Whether these arguments are for it, and not for PyTorch: all are, unless told."""
+        return True
 
     def room(self, config: Config, args: Sequence[Any], spent: Collection[int]) -> Tensor:
         """The same, where the memory of some arguments may be written over: nothing does, unless told."""

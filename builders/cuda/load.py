@@ -12,6 +12,7 @@ from torch import Tensor
 
 from builders.checkpoint import rank_tensors
 from builders.constants import rank_constants
+from builders.cuda.draw import DRAW
 from builders.cuda.engine import CudaEngine
 from builders.cuda.executor import Choices, Context, Executor
 from builders.cuda.launch import Launch
@@ -52,6 +53,7 @@ def load_cuda(
         x,
         trash=num_blocks,
         sequences=limits.max_sequences * checkpoint.mapping.pp_size,
+        draws=DRAW in found,
     )
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from builders.build import BuildPlan, UnitPlan, plan_build
 from builders.checkpoint import Manifest
 from builders.compiled import versions
+from builders.cuda.draw import DrawUnit
 from builders.cuda.site import Site, sites_of
 from builders.cuda.table import KERNELS
 from builders.cuda.target import Target
@@ -59,11 +60,11 @@ class CudaPlan:
 
     target: Target
     programs: BuildPlan
-    kernels: tuple[KernelUnit, ...]
+    kernels: tuple[KernelUnit | DrawUnit, ...]
     holds_weights: bool = False
 
     @property
-    def units(self) -> tuple[UnitPlan | KernelUnit, ...]:
+    def units(self) -> tuple[UnitPlan | KernelUnit | DrawUnit, ...]:
         return (*self.programs.units, *self.kernels)
 
     @property
@@ -94,13 +95,14 @@ class CudaPlan:
 def plan_cuda(
     checkpoint: Manifest, limits: Limits, target: Target, *, only: Collection[int] | None = None
 ) -> CudaPlan:
-    """Programs of every rank, and one kernel for every site and number of rows, whatever the depth."""
+    """Programs of every rank, a kernel for every site and number of rows, whatever the depth, and drawing."""
     programs = plan_build(checkpoint, limits, compiled=False, only=only, rewritten=_rewritten)
     kernels: dict[str, KernelUnit] = {}
     for site, rows in _places([unit.program for unit in programs.units], limits):
         unit = KernelUnit(plan=plan_kernel(site, rows, limits, target))
         kernels.setdefault(unit.recipe.key, unit)
-    return CudaPlan(target=target, programs=programs, kernels=tuple(kernels.values()))
+    drawing = DrawUnit(vocabulary=checkpoint.spec.vocab_size, target=target)
+    return CudaPlan(target=target, programs=programs, kernels=(*kernels.values(), drawing))
 
 
 def _rewritten(program: Program) -> Program:

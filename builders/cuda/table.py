@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from builders.cuda.attend import AttendKernel, RotateAndAttendKernel
 from builders.cuda.launch import Kernel, LinearKernel
 from builders.cuda.moe import MoeKernel
+from builders.cuda.reduce import AllReduceKernel
 
 KERNELS: Mapping[str, Kernel] = {
     "fused.linear": LinearKernel(),
     "fused.rotate_and_attend": RotateAndAttendKernel(),
     "fused.attend": AttendKernel(),
+    "fused.all_reduce": AllReduceKernel(),
     "rankforge.moe": MoeKernel(),
 }

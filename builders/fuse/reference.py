@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
+from builders import ops
 from builders.ops import act, attended, rotated, write
 from builders.program import Operators
 
@@ -112,6 +113,12 @@ def _held(local: Tensor, weight: Tensor) -> Tensor:
     return F.embedding(local.clamp(0, rows - 1), weight) * held[:, None].to(weight.dtype)
 
 
+def all_reduce(x: Tensor, ranks: int, residual: Tensor | None) -> Tensor:
+    """The sum over the tensor parallel ranks, + residual."""
+    y = ops.all_reduce(x, ranks)
+    return y if residual is None else residual + y
+
+
 def fused_operators() -> Operators:
     """Every operator that `fused` adds."""
     return {
@@ -120,4 +127,5 @@ def fused_operators() -> Operators:
         "fused.rotate_and_attend": rotate_and_attend,
         "fused.write": write,
         "fused.attend": attend,
+        "fused.all_reduce": all_reduce,
     }

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from builders.mapping import Mapping
 from builders.sources.opened import Opened, open_source
 from tests.actors.scenario import LIMITS
-from tests.actors.wishes import EOS, Wish, Wishes
+from tests.actors.wishes import EOS, Wish, wishes_of
 from tests.builders.test_engine import build
 from tests.builders.test_nemo import gpt_next
 from tests.cluster.test_build import make
@@ -52,7 +52,7 @@ class Subject:
         else:
             model.save_pretrained(saved)
         opened = open_source(saved, scratch=folder / "scratch")
-        return cls(model=model, saved=saved, opened=opened, wishes=tuple(Wishes(model)))
+        return cls(model=model, saved=saved, opened=opened, wishes=wishes_of(model))
 
     def engine(self, mapping: Mapping, out: Path) -> Path:
         """Interpreted: compiling takes longer than all that is tested here."""

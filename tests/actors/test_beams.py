@@ -12,7 +12,8 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from actors.beams import BeamSearch, Decision, likeliest, log_probabilities
-from actors.sampler import Needs, Sampler
+from actors.needs import Needs
+from actors.sampler import Sampler
 from actors.sampling_params import SamplingParams
 from tests.oracle import llama
 

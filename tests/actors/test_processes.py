@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -45,6 +45,14 @@ class Listener(Unheard):
         self.heard.append((job, "done"))
 
 
+@pytest.fixture(autouse=True)
+def nobody_is_left() -> Iterator[None]:
+    """Of those that a test starts; others may have left some."""
+    before = set(multiprocessing.active_children())
+    yield
+    assert set(multiprocessing.active_children()) <= before
+
+
 @pytest.mark.parametrize("workers", [1, 2, 5])
 def test_results_come_in_the_order_of_the_jobs(workers: int) -> None:
     listener = Listener()
@@ -53,7 +61,6 @@ def test_results_come_in_the_order_of_the_jobs(workers: int) -> None:
     for job in range(5):
         heard = [news[1:] for news in listener.heard if news[0] == job]
         assert heard == [("began", "this machine"), ("advanced", job), ("done",)]
-    assert not multiprocessing.active_children()
 
 
 def fail_or_last(job: int, _advance: Callable[[int], None]) -> None:
@@ -66,7 +73,6 @@ def fail_or_last(job: int, _advance: Callable[[int], None]) -> None:
 def test_first_error_ends_the_others() -> None:
     with pytest.raises(SourceError, match=r"^bad.bin: not a checkpoint$"):
         Processes(workers=3).run(fail_or_last, range(3), names(3), Unheard())
-    assert not multiprocessing.active_children()
 
 
 def divide(job: int, _advance: Callable[[int], None]) -> float:
@@ -88,7 +94,6 @@ def die(job: int, _advance: Callable[[int], None]) -> None:
 def test_killed_worker_is_named() -> None:
     with pytest.raises(WorkerError, match=r"rank 1: its worker died \(SIGKILL\)"):
         Processes(workers=2).run(die, range(2), names(2, "rank"), Unheard())
-    assert not multiprocessing.active_children()
 
 
 def test_error_of_the_listener_ends_the_workers() -> None:
@@ -98,7 +103,6 @@ def test_error_of_the_listener_ends_the_workers() -> None:
 
     with pytest.raises(RuntimeError, match="no more news"):
         Processes(workers=2).run(double, range(4), names(4), Tired())
-    assert not multiprocessing.active_children()
 
 
 def say_and_sleep(_job: int, _advance: Callable[[int], None]) -> None:

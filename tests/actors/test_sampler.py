@@ -24,7 +24,8 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from actors.sampler import Needs, Sampler, in_parts, with_seed
+from actors.needs import Needs
+from actors.sampler import Sampler, in_parts, with_seed
 from actors.sampling_params import SamplingParams
 from builders.errors import UserError
 from tests.strategies import quick

@@ -25,7 +25,7 @@ from cluster.build import build
 from cluster.build_options import BuildOptions
 from cluster.progress import LineReporter
 from tests.actors.scenario import LIMITS, Scenario
-from tests.actors.wishes import EOS, Wishes
+from tests.actors.wishes import EOS, wishes_of
 from tests.cluster.test_convert import go
 from tests.oracle import gpt2, llama, random_model
 from tests.trt_device import Library, without_cuda
@@ -78,6 +78,6 @@ def test_everyone_gets_what_transformers_gives(
     monkeypatch.setattr(rank_worker, "load_engine", loaded)
     model = random_model(MODELS[name])
     with opened(built(model, tmp_path), draft_tokens) as generator:
-        scenario = Scenario(generator, tuple(Wishes(model)))
+        scenario = Scenario(generator, wishes_of(model))
         scenario.run()
     scenario.check(model)

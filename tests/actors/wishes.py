@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -115,84 +116,97 @@ def prompt_of(seed: int, length: int) -> list[int]:
     return found
 
 
+def wish_of(model: PreTrainedModel, name: str, prompt: list[int], joins: int, **params: Any) -> Wish:
+    """With what it gets: greedy unless told otherwise."""
+    given = SamplingParams(**{"temperature": 0, **params})
+    request, scores = Request(name, tuple(prompt), given), None
+    if given.num_beams > 1:
+        texts = texts_of(model, prompt, given)
+        scores = generated(model, prompt, given).sequences_scores.tolist()
+    elif given.is_greedy:
+        texts = texts_of(model, prompt, given) * given.n
+    else:
+        texts = [drawn(model, prompt, given, index) for index in range(given.n)]
+    return Wish(request=request, joins=joins, texts=texts, scores=scores)
+
+
+def wishes_of(model: PreTrainedModel) -> tuple[Wish, ...]:
+    """One of every kind."""
+    wish = partial(wish_of, model)
+    last = wish("again", [*DRAWN, 8, 9], LAST, max_tokens=6)  # the one before it has begun alike
+    return (*_greedy(wish), *_changed(wish), *_drawn(wish), *_searched(wish), *_cancelled(wish), last)
+
+
 DRAWN = prompt_of(7, 9)
+MakeWish = Callable[..., Wish]
 
 
-@dataclass(frozen=True)
-class Wishes:
-    """All of one model."""
+def _greedy(wish: MakeWish) -> Iterator[Wish]:
+    """Short and long ones, some of which begin alike."""
+    long = prompt_of(1, 27)
+    yield wish("short", prompt_of(2, 1), 0, max_tokens=22)
+    yield wish("middle", prompt_of(3, 7), 0, max_tokens=18, logprobs=2)
+    yield wish("long", long, 1, max_tokens=14)
+    yield wish("alike", [*long[:21], *prompt_of(4, 3)], 2, max_tokens=9)
+    yield wish("judged", prompt_of(11, 21), 4, max_tokens=5, prompt_logprobs=2, logits=True)
+    yield wish("twins", prompt_of(5, 10), 6, max_tokens=8, n=2)
 
-    model: PreTrainedModel
 
-    def __iter__(self) -> Iterator[Wish]:
-        yield from self._greedy()
-        yield from self._changed()
-        yield from self._drawn()
-        yield from self._searched()
-        yield from self._cancelled()
-        yield self._wish("again", [*DRAWN, 8, 9], LAST, max_tokens=6)  # the one before it has begun alike
+def _changed(wish: MakeWish) -> Iterator[Wish]:
+    """Greedy with other scores, or other ends."""
+    prompt, most = prompt_of(6, 9), 12
+    (plain,) = wish("plain", prompt, 0, max_tokens=most).texts
+    stop = max({*plain}, key=plain.index)
+    yield wish("stop", prompt, 2, max_tokens=most, stop_token_ids=(stop,))
+    yield wish("least", prompt, 2, max_tokens=most, stop_token_ids=(plain[1], EOS), min_tokens=6)
+    yield wish("repetition", prompt, 3, max_tokens=most, repetition_penalty=1.4)
+    yield wish(
+        "presence", prompt, 4, max_tokens=most, presence_penalty=0.7, frequency_penalty=0.4, logprobs=0
+    )
+    yield wish("bias", prompt, 5, max_tokens=most, logit_bias={plain[0]: -3.0, 9: 1.5, EOS: -9.0})
 
-    def _greedy(self) -> Iterator[Wish]:
-        """Short and long ones, some of which begin alike."""
-        long = prompt_of(1, 27)
-        yield self._wish("short", prompt_of(2, 1), 0, max_tokens=22)
-        yield self._wish("middle", prompt_of(3, 7), 0, max_tokens=18, logprobs=2)
-        yield self._wish("long", long, 1, max_tokens=14)
-        yield self._wish("alike", [*long[:21], *prompt_of(4, 3)], 2, max_tokens=9)
-        yield self._wish("judged", prompt_of(11, 21), 4, max_tokens=5, prompt_logprobs=2, logits=True)
-        yield self._wish("twins", prompt_of(5, 10), 6, max_tokens=8, n=2)
 
-    def _changed(self) -> Iterator[Wish]:
-        """Greedy with other scores, or other ends."""
-        prompt = prompt_of(6, 9)
-        (plain,) = texts_of(self.model, prompt, SamplingParams(max_tokens=12, temperature=0))
-        stop = max({*plain}, key=plain.index)
-        yield self._wish("stop", prompt, 2, max_tokens=12, stop_token_ids=(stop,))
-        yield self._wish("least", prompt, 2, max_tokens=12, stop_token_ids=(plain[1], EOS), min_tokens=6)
-        yield self._wish("repetition", prompt, 3, max_tokens=12, repetition_penalty=1.4)
-        yield self._wish(
-            "presence", prompt, 4, max_tokens=12, presence_penalty=0.7, frequency_penalty=0.4, logprobs=0
-        )
-        yield self._wish("bias", prompt, 5, max_tokens=12, logit_bias={plain[0]: -3.0, 9: 1.5, EOS: -9.0})
+def _drawn(wish: MakeWish) -> Iterator[Wish]:
+    """With seeds, the same once in company and once alone."""
+    nucleus = {"max_tokens": 11, "temperature": 0.8, "top_p": 0.9, "seed": 5}
+    yield wish("draw", DRAWN, 3, **nucleus)
+    yield wish(
+        "draws",
+        DRAWN,
+        7,
+        max_tokens=11,
+        temperature=1.0,
+        top_k=30,
+        min_p=0.02,
+        frequency_penalty=0.3,
+        seed=6,
+        n=3,
+        logprobs=1,
+    )
+    yield wish("alone", DRAWN, LAST, **nucleus)
 
-    def _drawn(self) -> Iterator[Wish]:
-        """With seeds, one of them where company is."""
-        nucleus: dict[str, Any] = {"temperature": 0.8, "top_p": 0.9, "seed": 5}
-        three = {"top_k": 30, "min_p": 0.02, "frequency_penalty": 0.3, "seed": 6, "n": 3, "logprobs": 1}
-        for name, joins, params in (("draw", 3, nucleus), ("draws", 7, three), ("alone", LAST, nucleus)):
-            prompt, given = DRAWN, SamplingParams(max_tokens=11, **params)
-            texts = [drawn(self.model, prompt, given, index) for index in range(given.n)]
-            yield Wish(request=Request(name, tuple(prompt), given), joins=joins, texts=texts)
 
-    def _searched(self) -> Iterator[Wish]:
-        """Beams, one search with all that changes scores."""
-        plain = SamplingParams(max_tokens=10, num_beams=3, n=2, length_penalty=0.8)
-        changed = SamplingParams(
-            max_tokens=9,
-            num_beams=2,
-            n=2,
-            repetition_penalty=1.3,
-            frequency_penalty=0.5,
-            logit_bias={7: 2.0},
-            stop_token_ids=(4, 7),
-            min_tokens=4,
-        )
-        for name, joins, params in (("beams", 4, plain), ("changed", 6, changed)):
-            prompt = prompt_of(8, 9)
-            yield Wish(
-                request=Request(name, tuple(prompt), params),
-                joins=joins,
-                texts=texts_of(self.model, prompt, params),
-                scores=generated(self.model, prompt, params).sequences_scores.tolist(),
-            )
+def _searched(wish: MakeWish) -> Iterator[Wish]:
+    """Beams, one search with all that changes scores."""
+    prompt = prompt_of(8, 9)
+    yield wish("beams", prompt, 4, max_tokens=10, num_beams=3, n=2, length_penalty=0.8)
+    yield wish(
+        "changed",
+        prompt,
+        6,
+        max_tokens=9,
+        num_beams=2,
+        n=2,
+        repetition_penalty=1.3,
+        frequency_penalty=0.5,
+        logit_bias={7: 2.0},
+        stop_token_ids=(4, 7),
+        min_tokens=4,
+    )
 
-    def _cancelled(self) -> Iterator[Wish]:
-        whole = self._wish("left", prompt_of(9, 11), 5, max_tokens=30, ignore_eos=True)
-        half = self._wish("half", prompt_of(10, 6), 8, max_tokens=9, n=2)
-        for wish, leaves in ((whole, (None, 4)), (half, (1, 2))):
-            yield Wish(request=wish.request, joins=wish.joins, texts=wish.texts, leaves=leaves)
 
-    def _wish(self, name: str, prompt: list[int], joins: int, **params: Any) -> Wish:
-        given = SamplingParams(**{"temperature": 0, **params})
-        texts = texts_of(self.model, prompt, given) * given.n
-        return Wish(request=Request(name, tuple(prompt), given), joins=joins, texts=texts)
+def _cancelled(wish: MakeWish) -> Iterator[Wish]:
+    whole = wish("left", prompt_of(9, 11), 5, max_tokens=30, ignore_eos=True)
+    half = wish("half", prompt_of(10, 6), 8, max_tokens=9, n=2)
+    yield replace(whole, leaves=(None, 4))
+    yield replace(half, leaves=(1, 2))

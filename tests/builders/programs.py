@@ -85,8 +85,14 @@ def tensors(program: Program) -> dict[str, Tensor]:
 
 
 def summary(program: Program) -> list[str]:
-    """Operators, with what a linear layer has absorbed."""
-    return [described(step.args) if step.op == "fused.linear" else step.op for step in program.instructions]
+    """Operators, with what linear layers and sums over ranks have absorbed."""
+    return [_described(step) for step in program.instructions]
+
+
+def _described(step: Instruction) -> str:
+    if step.op == "fused.all_reduce":
+        return "all_reduce" if step.args[2] is None else "all_reduce residual"
+    return described(step.args) if step.op == "fused.linear" else step.op
 
 
 def described(args: tuple[Any, ...]) -> str:

@@ -206,12 +206,13 @@ def test_memory_can_be_reused_after_last_uses(
 def test_comparison_can_fail(operator: str) -> None:
     """Whatever operator is slightly off, it is seen."""
     name = "mpt-qk-norm-head" if operator in ("fused.write", "fused.attend") else "llama2-gqa"
+    layout = LAYOUTS["tp2" if operator == "fused.all_reduce" else "1"]
 
     def off(*args: Any) -> Any:
         moved = [arg * 1.01 if isinstance(arg, Tensor) and arg.is_floating_point() and index < 2 else arg
                  for index, arg in enumerate(args)]  # fmt: skip
         return fused_operators()[operator](*moved)
 
-    plain = Model(spec_of(name), LAYOUTS["1"], unchanged, plain_operators())
-    wrong = Model(spec_of(name), LAYOUTS["1"], fused, {**BOTH, operator: off})
+    plain = Model(spec_of(name), layout, unchanged, plain_operators())
+    wrong = Model(spec_of(name), layout, fused, {**BOTH, operator: off})
     assert max(differences(plain, wrong)) > 1e-4

