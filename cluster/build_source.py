@@ -48,7 +48,7 @@ def source_of(options: BuildOptions, store: Store, crew: Crew) -> Iterator[Sourc
     if options.checkpoint_dir is not None:
         yield _found(options, options.checkpoint_dir)
         return
-    seen_by_all = Scratch(store.root / "unpacked")
+    seen_by_all = Scratch(store.root / "scratch")
     with (
         drafts_beside(real_place(options.output_dir)) as scratch,
         (seen_by_all if crew.on_cluster else scratch).folder() as unpacked,

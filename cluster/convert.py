@@ -87,7 +87,7 @@ def _store(options: ConvertOptions, output: Path) -> Store | None:
 
 def _unpacked(crew: Crew, store: Store | None, scratch: Scratch) -> AbstractContextManager[Path]:
     """Where an archive is unpacked: workers must see it."""
-    return (Scratch(store.root / "unpacked") if store and crew.on_cluster else scratch).folder()
+    return (Scratch(store.root / "scratch") if store and crew.on_cluster else scratch).folder()
 
 
 def _write(draft: Path, opened: Opened, manifest: Manifest, crew: Crew, store: Store | None) -> Manifest:
