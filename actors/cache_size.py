@@ -17,7 +17,7 @@ HEADROOM_BYTES = 2 << 30
 """Of a GPU: graphs, sampling, communicators, what the allocator cannot use."""
 
 HOST_SHARE = 0.5
-"""Of the host's free memory, for engines that run there."""
+"""Of the host's free memory, for all ranks of an engine that runs there."""
 
 
 def cache_limits(manifest: EngineManifest) -> Limits:
@@ -35,7 +35,8 @@ def num_blocks(manifest: EngineManifest, free_bytes: int | None, fraction: float
         return limits.max_sequences  # the slots that the plan has
     per_sequence = -(-limits.max_seq_len // limits.tokens_per_block)
     if free_bytes is None:
-        affordable = int(HOST_SHARE * _host_bytes()) // _block_bytes(manifest)
+        each = HOST_SHARE * _host_bytes() / manifest.checkpoint.mapping.world_size
+        affordable = int(each) // _block_bytes(manifest)
         return min(affordable, 2 * limits.max_sequences * per_sequence)
     found = int(fraction * (free_bytes - _taken_bytes(manifest))) // _block_bytes(manifest)
     if found < per_sequence:

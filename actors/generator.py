@@ -58,6 +58,7 @@ class Generator:
             self._plans.append(plan)
             self._ranks.submit(Order(plan, self._last.of(plan) if self._pace.fed else b""))
         if not self._plans:
+            assert not self._scheduler.has_work, "whoever waits for nothing is planned"
             return []
         result = self._ranks.collect()
         plan = self._plans.popleft()

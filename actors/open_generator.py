@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import math
+import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +16,7 @@ from actors.rank_worker import RankSetup
 from actors.ranks import Ranks, SoloRank
 from actors.scheduler import Scheduler
 from builders.engine_manifest import EngineManifest, read_engine
+from builders.errors import EngineError
 
 if TYPE_CHECKING:
     from actors.rank_actors import Room
@@ -75,16 +78,40 @@ def _group(
 ) -> tuple[Ranks, int]:
     import ray  # one rank does without
 
-    from actors.rank_actors import Room
     from actors.rank_group import GroupPlan, RankGroup
 
-    if not ray.is_initialized():
-        ray.init(address=options.address or "local", log_to_driver=False, include_dashboard=False)
-    room = options.room or Room(num_gpus=0 if manifest.target == "cpu" else 1)
-    group = RankGroup(
-        GroupPlan(engine_dir=engine_dir, blocks=blocks, ends=ends, inside=room.num_gpus == 0, room=room)
-    )
+    room = options.room or room_for(manifest.target)
+    inside = room.num_gpus == 0
+    actors = manifest.checkpoint.mapping.world_size - inside
+    if options.address is None:
+        if not ray.is_initialized():
+            cpus = max(os.cpu_count() or 1, math.ceil(actors * room.num_cpus))
+            ray.init(address="local", num_cpus=cpus, log_to_driver=False, include_dashboard=False)
+        _check_room(engine_dir, {name: actors * each for name, each in room.bundle.items()})
+    elif not ray.is_initialized():
+        ray.init(address=options.address, log_to_driver=False)
+    group = RankGroup(GroupPlan(engine_dir=engine_dir, blocks=blocks, ends=ends, inside=inside, room=room))
     return group, group.num_blocks
+
+
+def _check_room(engine_dir: Path, needed: Mapping[str, float]) -> None:
+    """Only a cluster with an address may grow: here a wait for more would be in vain."""
+    import ray
+
+    here = ray.cluster_resources()
+    for name, number in needed.items():
+        if number > (has := here.get(name, 0)):
+            raise EngineError(
+                f"{engine_dir}: its ranks take {number:g} {name}s, and there are {has:g} here; "
+                "name a cluster that has more with --address, or build for fewer ranks"
+            )
+
+
+def room_for(target: str) -> Room:
+    """What each rank of an engine for a target takes of a cluster."""
+    from actors.rank_actors import Room
+
+    return Room(num_gpus=0 if target == "cpu" else 1)
 
 
 def _free_bytes(manifest: EngineManifest) -> int | None:

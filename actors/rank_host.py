@@ -100,4 +100,9 @@ class _Obedience:
 def _device() -> str | None:
     """The one that Ray gave this actor; all are visible, see `actors.communicators.symmetric`."""
     held = ray.get_gpu_ids()
-    return f"cuda:{held[0]}" if held else None
+    return device_named(str(held[0]), os.environ.get("CUDA_VISIBLE_DEVICES")) if held else None
+
+
+def device_named(held: str, visible: str | None) -> str:
+    """As PyTorch counts devices; where some are hidden, Ray names one as the list of the others does."""
+    return f"cuda:{visible.split(',').index(held) if visible else held}"

@@ -116,7 +116,13 @@ class RankWorker:
         self._links.abort()
 
     def close(self) -> None:
+        """Leave the others, and give back the memory of weights and cache."""
         self._links.close()
+        if self._graphs:
+            self._graphs.close()
+        del self._engine, self._graphs, self._chooser
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def _take_in(self, plan: StepPlan) -> None:
         if self._chooser:
@@ -163,7 +169,8 @@ class RankWorker:
     def _capture(self, engine: CudaEngine) -> None:
         """Graphs hold the choice of tokens, as far as it is the same for everyone, and their way back."""
         before = self._last.__getitem__ if self._place.pp == 0 else None
-        after = self._chooser.greedily if self._chooser else None
+        # With nothing to do, too: all ranks of a stage have to tell alike what is a graph's.
+        after = self._chooser.greedily if self._chooser else lambda _out, _rows: None
         peers = self._links.peers
         if peers is not None and peers.buffers is not None:
             engine.join(peers.buffers)

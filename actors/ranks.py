@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from contextlib import ExitStack
 from typing import Protocol
 
 from actors.messages import Order, StepResult
@@ -29,6 +30,8 @@ class SoloRank:
     def __init__(self, setup: RankSetup, device: str | None = None) -> None:
         self._worker = RankWorker(setup, device=device)
         self._under_way: deque[Pending] = deque()
+        self._opened = ExitStack()
+        self._opened.callback(self._worker.close)
 
     def submit(self, order: Order) -> None:
         self._under_way.append(self._worker.begin(order))
@@ -39,4 +42,7 @@ class SoloRank:
         return result
 
     def close(self) -> None:
-        self._worker.close()
+        """What is under way is done first: it reads the memory that is given back."""
+        with self._opened:
+            while self._under_way:
+                self.collect()

@@ -65,10 +65,10 @@ class SamplingParams:
             raise UserError(f"min_tokens={self.min_tokens}: more than max_tokens={self.max_tokens}")
         if self.num_beams > 1 and self.n > self.num_beams:
             raise UserError(f"n={self.n}: more than num_beams={self.num_beams}")
-        if self.num_beams > 1 and (self.logits or self.prompt_logprobs is not None):
-            name = "logits" if self.logits else "prompt_logprobs"
-            value = f"{name}={getattr(self, name)}"
-            raise UserError(f"{value}: not with num_beams={self.num_beams}; use num_beams=1")
+        for name in ("logits", "logprobs", "prompt_logprobs"):
+            value = getattr(self, name)
+            if self.num_beams > 1 and value is not None and value is not False:
+                raise UserError(f"{name}={value}: not with num_beams={self.num_beams}; use num_beams=1")
 
     @property
     def is_greedy(self) -> bool:

@@ -95,11 +95,15 @@ class Vigil:
         self._thread.join()
 
     def _run(self) -> None:
-        while not self._over and self._failure is None:
-            self._hear()
-            self._failure = self._dead() or self._silent() or self._waiting() or self._endless()
-        if self._failure is not None:
-            self._on_failure()
+        try:
+            while not self._over and self._failure is None:
+                self._hear()
+                self._failure = self._dead() or self._silent() or self._waiting() or self._endless()
+        finally:  # waits rely on this thread: it does not end without a word
+            if self._failure is None and not self._over:
+                self._failure = "the ranks are watched no longer: looking at them has failed"
+            if self._failure is not None:
+                self._on_failure()
 
     def _hear(self) -> None:
         for beat in self._head.beats(_LOOK_S):

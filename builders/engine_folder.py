@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import torch
@@ -94,7 +95,14 @@ def new_caches(
     def zeros() -> Tensor:
         return torch.zeros(shape, dtype=dtype, device=device)
 
-    return [LayerCache(k=zeros(), v=zeros()) for _ in held.layers]
+    try:
+        return [LayerCache(k=zeros(), v=zeros()) for _ in held.layers]
+    except RuntimeError as error:  # as PyTorch calls what does not fit
+        size = 2 * len(held.layers) * math.prod(shape) * dtype.itemsize / 2**30
+        raise EngineError(
+            f"rank {rank}: a cache of {num_blocks} blocks takes {size:.1f} GiB, more than {device} has; "
+            "ask for fewer"
+        ) from error
 
 
 def _pieces(folder: Path, manifest: TorchManifest, programs: RankPrograms) -> Pieces:

@@ -8,6 +8,7 @@ RankforgeError
 │   ├── ArtifactError    a checkpoint or engine of ours that is damaged, foreign or in the way
 │   └── EngineError      an engine that cannot be built for its target or run here; names the reason
 ├── JobCancelled         work that somebody has asked to stop (exit code 1)
+├── BusyError            no room now; the same may be taken later
 ├── AccuracyError        a model that is worse than was asked for; names measure and threshold (exit code 1)
 └── WorkerError          a rank's worker died or raised; names the rank and the cause (exit code 1)
     └── PeerError        a wait for other ranks that ended without them; names those that were missing
@@ -44,6 +45,10 @@ class EngineError(UserError):
 
 class JobCancelled(RankforgeError):
     """A job that was told to stop."""
+
+
+class BusyError(RankforgeError):
+    """Refused for now: everything that may be under way or wait is; the message says what is full."""
 
 
 class AccuracyError(RankforgeError):

@@ -25,6 +25,7 @@ from cluster.build_source import Source, source_of
 from cluster.jobs import Crew, crew_of
 from cluster.output import drafts_beside, link, place, real_place
 from cluster.progress import Reporter
+from cluster.store_place import open_store
 from cluster.values import size_bytes
 
 
@@ -80,8 +81,8 @@ def build(options: BuildOptions, report: Reporter) -> BuildResult:
     check_options(options)
     clock, limits = _Clock(), limits_of(options)
     bound = None if options.store_limit is None else size_bytes("--store_limit", options.store_limit)
-    store = Store(options.store_dir or real_place(options.output_dir).parent / ".rankforge-store")
     output = real_place(options.output_dir)
+    store = open_store(options.store_dir, options.store_cache, output)
     with (
         crew_of(options, report, verb="build", output=output, store=store) as crew,
         source_of(options, store, crew) as source,
@@ -102,11 +103,13 @@ def _build(
     check_limits(limits, source.manifest.spec)
     plan = plan_of(options, source, limits, crew)
     clock.phase("export")
-    missing = [unit for unit in plan.units if store.find(unit.recipe.key) is None]
+    here = store.bring([unit.recipe.key for unit in plan.units])
+    missing = [unit for unit in plan.units if unit.recipe.key not in here]
     if missing:
         label = f"build {options.output_dir}"
         with crew.phase(label, unit_names(missing), [WHOLE] * len(missing), "percent") as phase:
             build_units(missing, SharedStore.of(store), crew.executor(kind_of(options)), phase)
+        store.bring([unit.recipe.key for unit in missing])
     clock.phase("build")
 
     units = tuple(_unit(store, unit.recipe.key) for unit in plan.units)

@@ -87,8 +87,8 @@ class BuildOptions(CheckpointOptions, ClusterOptions):
     )
     store_limit: str | None = option(
         None,
-        help="Afterwards, evict the least recently used of the store beyond this, such as 200GB. What is "
-        "pinned, and what this build used, stays.",
+        help="Afterwards, evict the least recently used of the store beyond this, such as 200GB; of its "
+        "cache alone where it is a URL. What is pinned, and what this build used, stays.",
         group=_OUTPUT,
     )
     accelerator_type: str | None = option(

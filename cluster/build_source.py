@@ -143,7 +143,7 @@ def configuration(name: str) -> Path:
 def _kept(store: Store, opened: Opened, manifest: Manifest, crew: Crew) -> tuple[list[Recipe], bool]:
     """The store's entries of the checkpoint, one a rank and one for the rest; whether any was made."""
     ranks = [rank_recipe(manifest, rank) for rank in manifest.stored_ranks]
-    if any(store.find(recipe.key) is None for recipe in ranks):
+    if not {recipe.key for recipe in ranks} <= store.known_keys():
         _require_free(store.root, manifest)
     manifest, converted = shelve_ranks(opened, manifest, crew=crew, store=store)
     rest = Recipe("checkpoint", {"checkpoint": manifest.key, "ranks": "apart"})

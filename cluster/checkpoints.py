@@ -123,9 +123,13 @@ def shelve_ranks(opened: Opened, manifest: Manifest, *, crew: Crew, store: Store
     """
     shared = SharedStore.of(store)
     recipes = {rank: rank_recipe(manifest, rank) for rank in manifest.stored_ranks}
-    missing = [rank for rank, recipe in recipes.items() if store.find(recipe.key) is None]
+    keys = [recipe.key for recipe in recipes.values()]
+    here = store.bring(keys)
+    missing = [rank for rank, recipe in recipes.items() if recipe.key not in here]
     places = {rank: Shelved(store=shared, recipe=recipes[rank]) for rank in missing}
     convert_all(_jobs(opened, manifest, places), manifest, crew)
+    if missing:
+        store.bring(keys)
     ranks = tuple(written(_entry(store, recipe.key), rank) for rank, recipe in recipes.items())
     return replace(manifest, ranks=ranks), bool(missing)
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import signal
 import sys
+from contextlib import suppress
 from importlib.metadata import version
 from typing import Annotated, Any, NoReturn
 
@@ -152,8 +154,10 @@ def store_prune(options: PruneOptions) -> None:
     """Evict the least recently used entries; those that are pinned or in use stay."""
     from cluster.store import prune
 
-    done = prune(options.store_dir, options.max_bytes)
+    done = prune(options.store_dir, options.max_bytes, options.min_age)
     text = f"evicted {len(done['evicted'])} entries of {done['freed_bytes']} bytes, kept {done['kept_bytes']}"
+    if done["garbage_bytes"]:
+        text += f", removed {done['garbage_bytes']} bytes of unfinished uploads"
     _print(done, text, as_json=options.json)
 
 
@@ -237,9 +241,18 @@ def main() -> None:
             sys.exit(2)
         _fail(error.format_message(), 2)
     finally:
-        heard.end()
+        with suppress(KeyboardInterrupt):  # heard at the very end
+            heard.end()
         if heard.number is not None:  # whatever a library made of it on its way here
-            sys.exit(128 + heard.number)
+            _leave(128 + heard.number)
+
+
+def _leave(code: int) -> NoReturn:
+    """As `sys.exit`, which Python overrules where an interrupt went through certain libraries' imports."""
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(code)
 
 
 class _Heard:

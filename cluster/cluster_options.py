@@ -20,10 +20,16 @@ class ClusterOptions:
         "machine do, and in a job that Ray started its own cluster.",
         group=CLUSTER,
     )
-    store_dir: Path | None = option(
+    store_dir: str | None = option(
         None,
-        help="Where programs and converted ranks are kept and found again; by default .rankforge-store "
-        "beside the output. On a cluster all nodes must see it under this path.",
+        help="Where programs and converted ranks are kept and found again: a folder, which all nodes of a "
+        "cluster must see under this path, or a URL that machines share, such as s3://bucket/store. By "
+        "default .rankforge-store beside the output; a conversion on this machine keeps nothing then.",
+        group=CLUSTER,
+    )
+    store_cache: Path | None = option(
+        None,
+        help="Folder in front of a store that is a URL, each machine's own; beside the output by default.",
         group=CLUSTER,
     )
     workers: int | None = option(

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from builders.assemble import assemble, existing, is_whole, source_files
+from builders.assemble import assemble, check_unchanged, existing, is_whole, source_files
 from builders.checkpoint import Manifest
 from builders.errors import ArtifactError
 from builders.sources.opened import Opened
@@ -21,6 +21,7 @@ from cluster.output import drafts_beside, in_the_way, link, place, real_place
 from cluster.progress import Reporter
 from cluster.ray_cluster import cluster_of
 from cluster.source_hashes import hashed
+from cluster.store_place import open_store
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,8 +52,8 @@ class ConvertResult:
 def convert(options: ConvertOptions, report: Reporter) -> ConvertResult:
     """Fetch, understand, split, publish."""
     began, output = time.monotonic(), real_place(options.output_dir)
-    random = options.load_format == "random"
     store = _store(options, output)
+    random = options.load_format == "random"
     with (
         crew_of(options, report, verb="convert", output=output, store=store) as crew,
         drafts_beside(output) as scratch,
@@ -80,9 +81,9 @@ def convert(options: ConvertOptions, report: Reporter) -> ConvertResult:
 
 def _store(options: ConvertOptions, output: Path) -> Store | None:
     """Where one was named, or workers of a cluster need one."""
-    if options.store_dir is None and cluster_of(options.address) is None:
+    if options.store_dir is None and options.store_cache is None and cluster_of(options.address) is None:
         return None
-    return Store(options.store_dir or output.parent / ".rankforge-store")
+    return open_store(options.store_dir, options.store_cache, output)
 
 
 def _unpacked(crew: Crew, store: Store | None, scratch: Scratch) -> AbstractContextManager[Path]:
@@ -99,6 +100,7 @@ def _write(draft: Path, opened: Opened, manifest: Manifest, crew: Crew, store: S
     for rank, file in zip(manifest.stored_ranks, manifest.ranks, strict=True):
         with store.open(rank_recipe(manifest, rank).key, verify=False) as entry:
             link(entry.path(file.name), draft / file.name)
+    check_unchanged(opened)
     assemble(draft, manifest, opened)
     return manifest
 

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import shlex
 import time
-from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from builders.errors import ArtifactError, UserError, WorkerError
-from builders.store import Store
+from builders.errors import UserError, WorkerError
+from builders.store import Notes
 from cluster.job_record import SILENT_S, JobRecord, ask_to_stop, known_record, records
 from cluster.progress import Reporter
+from cluster.store_place import Place, existing_store
 
 _LOOK_S = 0.5
 
 
-def jobs(folder: Path) -> list[JobRecord]:
+def jobs(place: Place) -> list[JobRecord]:
     """All of them, the one begun last first."""
-    return records(_store(folder))
+    return records(_notes(place))
 
 
 def show(found: list[JobRecord], console: Console) -> None:
@@ -39,12 +39,12 @@ def show(found: list[JobRecord], console: Console) -> None:
             console.print(f"{record.id}: {remark}", highlight=False, markup=False)
 
 
-def follow(folder: Path, job: str, report: Reporter) -> JobRecord:
+def follow(place: Place, job: str, report: Reporter) -> JobRecord:
     """Show how far a job is until it is over; raises what ended it otherwise than well."""
-    store = _store(folder)
+    notes = _notes(place)
     shown = _Shown(report)
     try:
-        while (record := known_record(store, job)).state_now == "running":
+        while (record := known_record(notes, job)).state_now == "running":
             shown.show(record)
             time.sleep(_LOOK_S)
         shown.show(record)
@@ -55,19 +55,19 @@ def follow(folder: Path, job: str, report: Reporter) -> JobRecord:
     return record
 
 
-def cancel(folder: Path, job: str) -> JobRecord:
+def cancel(place: Place, job: str) -> JobRecord:
     """Ask the driver to stop, and wait until it has, or is known to be lost."""
-    store = _store(folder)
-    record = known_record(store, job)
+    notes = _notes(place)
+    record = known_record(notes, job)
     if record.state_now not in ("running", "lost"):
         raise UserError(f"{job}: is {record.state_now} already; only what runs can be cancelled")
-    ask_to_stop(store, record)
+    ask_to_stop(notes, record)
     deadline = time.monotonic() + 2 * SILENT_S
-    while (record := known_record(store, job)).state_now == "running" and time.monotonic() < deadline:
+    while (record := known_record(notes, job)).state_now == "running" and time.monotonic() < deadline:
         time.sleep(_LOOK_S)
     if record.state_now == "lost":
-        ask_to_stop(store, record)
-        record = known_record(store, job)
+        ask_to_stop(notes, record)
+        record = known_record(notes, job)
     if record.state_now == "running":
         raise WorkerError(f"{job}: {record.driver} does not stop; end that process")
     return record
@@ -121,7 +121,5 @@ def _remark(record: JobRecord) -> str:
     return record.error
 
 
-def _store(folder: Path) -> Store:
-    if not folder.is_dir():
-        raise ArtifactError(f"{folder}: no such store; give the folder that the job uses")
-    return Store(folder)
+def _notes(place: Place) -> Notes:
+    return existing_store(place).notes

@@ -20,6 +20,8 @@ from cluster.job_record import PartRecord as Part
 from cluster.progress import Unit
 
 _EVERY_S = 0.5
+_EVERY_AFAR_S = 1.5
+"""To a store that is a URL, which may count what it is asked."""
 _BEAT_S = 3.0
 """At least so often the driver writes, to be known alive."""
 
@@ -28,7 +30,8 @@ class JobLog:
     """Of one job. Nothing is written before there is work."""
 
     def __init__(self, store: Store, verb: str, output: str) -> None:
-        self._store, self._verb, self._output = store, verb, output
+        self._notes, self._verb, self._output = store.notes, verb, output
+        self._every_s = _EVERY_S if store.home is None else _EVERY_AFAR_S
         self._record: JobRecord | None = None
         self._changed, self._over = threading.Lock(), threading.Event()
         self._thread = threading.Thread(target=self._keep, name="job-log", daemon=True)
@@ -69,7 +72,7 @@ class JobLog:
         self._write()
 
     def _begin(self) -> None:
-        name, runs = free_id(self._store, self._verb, self._output)
+        name, runs = free_id(self._notes, self._verb, self._output)
         self._record = JobRecord(
             id=name,
             verb=self._verb,
@@ -91,16 +94,19 @@ class JobLog:
             self._record = replace(self._record, **changes)
 
     def _keep(self) -> None:
-        while not self._over.wait(_EVERY_S):
-            record = self._record
-            assert record is not None, "begun before this thread"
-            if record != self._written or time.time() - record.heard_s > _BEAT_S:
-                with suppress(OSError, ArtifactError):  # a full disk stops the job elsewhere, and better said
-                    self._write()
-            self._cancelled = self._cancelled or is_to_stop(self._store, record)
+        while not self._over.wait(self._every_s):
+            with suppress(OSError, ArtifactError):  # a full disk stops the job elsewhere, and better said
+                self._look()
+
+    def _look(self) -> None:
+        record = self._record
+        assert record is not None, "begun before the thread"
+        self._cancelled = self._cancelled or is_to_stop(self._notes, record)
+        if record != self._written or time.time() - record.heard_s > _BEAT_S:
+            self._write()
 
     def _write(self) -> None:
         self._change(heard_s=time.time())
         assert self._record is not None, "a phase has begun"
         self._written = self._record
-        write_record(self._store, self._record)
+        write_record(self._notes, self._record)

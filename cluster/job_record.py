@@ -13,7 +13,7 @@ from typing import Any, Literal
 from builders.errors import ArtifactError, ConfigError, UserError
 from builders.keys import content_key
 from builders.plain import from_json
-from builders.store import Store
+from builders.store import Notes
 from cluster.progress import Unit
 
 SILENT_S = 15.0
@@ -91,52 +91,52 @@ def job_id(verb: str, output: str) -> str:
     return f"{verb}-{content_key(output=output)[:8]}"
 
 
-def write_record(store: Store, record: JobRecord) -> None:
+def write_record(notes: Notes, record: JobRecord) -> None:
     """In the place of what was there."""
-    store.write_blob(_JOB + record.id, json.dumps(record.to_json()).encode())
+    notes.write(_JOB + record.id, json.dumps(record.to_json()).encode())
 
 
-def read_record(store: Store, job: str) -> JobRecord | None:
+def read_record(notes: Notes, job: str) -> JobRecord | None:
     """None where there is none that can be read."""
-    data = store.read_blob(_JOB + job) if job and "/" not in job and job.isprintable() else None
+    data = notes.read(_JOB + job) if job and "/" not in job and job.isprintable() else None
     try:
         return from_json(JobRecord, json.loads(data or b""))
     except (ValueError, RecursionError, ConfigError):
         return None
 
 
-def records(store: Store) -> list[JobRecord]:
+def records(notes: Notes) -> list[JobRecord]:
     """Every job, the one begun last first."""
-    names = store.blob_names(_JOB)
-    found = [read_record(store, name.removeprefix(_JOB)) for name in names]
+    names = notes.names(_JOB)
+    found = [read_record(notes, name.removeprefix(_JOB)) for name in names]
     return sorted((record for record in found if record), key=lambda record: -record.began_s)
 
 
-def known_record(store: Store, job: str) -> JobRecord:
+def known_record(notes: Notes, job: str) -> JobRecord:
     """The one with this name, or an error that says which there are."""
-    record = read_record(store, job)
+    record = read_record(notes, job)
     if record is None:
-        raise UserError(f"{job}: no such job; `rankforge jobs list --store_dir {store.root}` shows them")
+        raise UserError(f"{job}: no such job; `rankforge jobs list` with this --store_dir shows them")
     return record
 
 
-def ask_to_stop(store: Store, record: JobRecord) -> None:
+def ask_to_stop(notes: Notes, record: JobRecord) -> None:
     """The driver of this very run will hear of it; one that is lost cannot."""
-    store.write_blob(_CANCEL + record.id, record.run.encode())
+    notes.write(_CANCEL + record.id, record.run.encode())
     if record.state_now == "lost":
-        write_record(store, replace(record, state="cancelled"))
+        write_record(notes, replace(record, state="cancelled"))
 
 
-def is_to_stop(store: Store, record: JobRecord) -> bool:
+def is_to_stop(notes: Notes, record: JobRecord) -> bool:
     """Whether somebody has asked."""
-    return store.read_blob(_CANCEL + record.id) == record.run.encode()
+    return notes.read(_CANCEL + record.id) == record.run.encode()
 
 
-def free_id(store: Store, verb: str, output: str) -> tuple[str, int]:
+def free_id(notes: Notes, verb: str, output: str) -> tuple[str, int]:
     """A name that no running job has, and how often it was submitted before."""
     for number in range(1, 100):
         name = job_id(verb, output) + (f"-{number}" if number > 1 else "")
-        record = read_record(store, name)
+        record = read_record(notes, name)
         if record is None or record.state_now != "running":
             return name, record.runs if record else 0
     raise ArtifactError(f"{output}: a hundred jobs make this already; wait for them, or cancel some")

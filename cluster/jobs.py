@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from cluster.cluster_options import ClusterOptions
 from cluster.job_log import JobLog
 from cluster.job_record import State
 from cluster.progress import Reporter, Unit
-from cluster.ray_cluster import join
+from cluster.ray_cluster import join, warn_of_open_door
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +116,8 @@ def crew_of(
     resources_of(options.worker_resources)
     on_cluster = join(options.address) is not None
     log = JobLog(store, verb, str(output)) if store else None
+    if on_cluster:
+        warn_of_open_door(sys.stderr)
     crew = Crew(options=options, on_cluster=on_cluster, report=report, log=log)
     if log is None:
         yield crew

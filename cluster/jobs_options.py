@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from cluster.options import argument, option
 
 _STORE_DIR = (
-    "The store that the job uses; by default `rankforge build` has .rankforge-store beside its output."
+    "The folder or URL of the store that the job uses; by default `rankforge build` has .rankforge-store "
+    "beside its output."
 )
 
 
@@ -16,7 +16,7 @@ _STORE_DIR = (
 class JobsOptions:
     """Whose jobs."""
 
-    store_dir: Path = option(help=_STORE_DIR)
+    store_dir: str = option(help=_STORE_DIR)
     json: bool = option(False, help="Print JSON.")
 
 
@@ -25,5 +25,5 @@ class JobOptions:
     """Which job."""
 
     job: str = argument(help="As `rankforge jobs list` names it.")
-    store_dir: Path = option(help=_STORE_DIR)
+    store_dir: str = option(help=_STORE_DIR)
     json: bool = option(False, help="Print JSON, a line for all that is new.")

@@ -107,6 +107,7 @@ def link(source: Path, target: Path) -> None:
         os.link(source, target)
     except OSError:
         shutil.copyfile(source, target)
+        disk.sync(target)
 
 
 def in_the_way(output: Path) -> ArtifactError:

@@ -6,20 +6,31 @@ import re
 import signal
 import socket
 import threading
+from typing import TextIO
 
 from builders.errors import UserError
-from cluster.settings import ray_address
+from cluster.ray_token import Door, door, open_door
+from cluster.settings import RAY_ADDRESS, ray_address
 
 _ADDRESS = re.compile(r"(?P<host>[^:/\s]+|\[[0-9a-fA-F:.]+\]):(?P<port>[0-9]{1,5})")
 _WAIT_S = 5.0
 """For an answer; Ray itself would ask for minutes."""
 
 
+_MISFITS = {
+    Door.SHUT: "asks for a token, and this process has not got it; set RAY_AUTH_MODE=token, with the "
+    "cluster's token in ~/.ray/auth_token or RAY_AUTH_TOKEN",
+    Door.UNLIKE: "asks for no token, and Ray runs nothing between it and a process that does; start it with "
+    "RAY_AUTH_MODE=token too, or unset that here",
+}
+"""What Ray fails at later, with errors that say something else."""
+
+
 def join(option: str | None) -> str | None:
     """Join the cluster asked for, or else the one that this process is a job of, if any; says which."""
     address = cluster_of(option)
     if address is not None:
-        connect(address)
+        connect(address, named="--address" if option else RAY_ADDRESS)
     return address
 
 
@@ -28,12 +39,14 @@ def cluster_of(option: str | None) -> str | None:
     return option or ray_address()
 
 
-def connect(address: str) -> None:
+def connect(address: str, *, named: str = "--address") -> None:
     """Make this process a driver of the cluster, or say in one line why not."""
     if address != "auto":
-        _check(address)
+        _check(address, named)
     import ray  # takes a second, which nobody else needs to wait
 
+    if address != "auto" and (what := _MISFITS.get(door(address))):
+        raise UserError(f"{named}={address}: the cluster {what}")
     heard = signal.getsignal(signal.SIGTERM)
     try:
         if not ray.is_initialized():
@@ -41,26 +54,32 @@ def connect(address: str) -> None:
         # Or Ray prints of every worker that is killed, in the midst of results; its debugger does the same.
         ray._private.worker._worker_logs_enabled = False
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise _refused(address, " ".join(str(error).split())) from error
+        raise _refused(address, named, " ".join(str(error).split())) from error
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, heard)  # Ray has put one of its own in its place
 
 
-def _check(address: str) -> None:
+def warn_of_open_door(notes: TextIO) -> None:
+    """One line, where the Ray that this process uses lets in every machine."""
+    if warning := open_door():
+        print(warning, file=notes)
+
+
+def _check(address: str, named: str) -> None:
     found = _ADDRESS.fullmatch(address)
     if found is None or int(found["port"]) >= 2**16:
         raise UserError(
-            f"--address={address}: not an address of Ray; write the head node's as 10.0.0.1:6379, or auto"
+            f"{named}={address}: not an address of Ray; write the head node's as 10.0.0.1:6379, or auto"
         )
     try:
         socket.create_connection((found["host"].strip("[]"), int(found["port"])), _WAIT_S).close()
     except OSError as error:
-        raise _refused(address, error.strerror or str(error)) from error
+        raise _refused(address, named, error.strerror or str(error)) from error
 
 
-def _refused(address: str, why: str) -> UserError:
+def _refused(address: str, named: str, why: str) -> UserError:
     return UserError(
-        f"--address={address}: no Ray cluster answers ({why}); start one with `ray start --head`, or leave "
-        "the option out"
+        f"{named}={address}: no Ray cluster answers ({why}); start one with `ray start --head`, or leave "
+        f"{'the option out' if named.startswith('--') else 'it unset'}"
     )

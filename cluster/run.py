@@ -19,7 +19,7 @@ from builders.errors import UserError
 from cluster.engine_of import engine_of
 from cluster.generation import check, generate
 from cluster.prompts import Row, check_prompts, prompts_of, read_inputs
-from cluster.ray_cluster import connect
+from cluster.ray_cluster import join, warn_of_open_door
 from cluster.run_choice import barred, check_choice, choice_of
 from cluster.run_options import RunOptions
 from cluster.run_outputs import Generated, check_outputs, write_outputs
@@ -77,11 +77,11 @@ def run(options: RunOptions, out: TextIO, notes: TextIO) -> RunResult:
         print(note, file=notes)
     prepared = _prepare(options)
     stream = _stream(prepared, options.streaming_interval, out)
-    if options.address:
-        connect(options.address)
+    how = replace(prepared.generator, address=join(options.address))
     clock = [time.monotonic()]
-    with open_generator(options.engine_dir, prepared.generator) as generator, closing(stream):
+    with open_generator(options.engine_dir, how) as generator, closing(stream):
         clock.append(time.monotonic())
+        warn_of_open_door(notes)
         words = Words(prepared.tokenizer) if prepared.tokenizer else None
         hear = stream.hear if options.streaming else None
         results = generate(generator, prepared.prompts, prepared.params, words=words, on_piece=hear)
@@ -130,7 +130,6 @@ def _generator_options(options: RunOptions, manifest: EngineManifest) -> Generat
         num_blocks=_num_blocks(options.max_tokens_in_paged_kv_cache, manifest.limits.tokens_per_block),
         kv_cache_free_gpu_mem_fraction=options.kv_cache_free_gpu_memory_fraction,
         draft_tokens=options.prompt_lookup_num_tokens,
-        address=options.address,
     )
 
 

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from builders.errors import ArtifactError, UserError
-from builders.store import Store
+from builders.errors import UserError
+from builders.store import Home, Store
+from builders.store.home import MIN_AGE_S
 from cluster.inspect import size
-from cluster.values import size_bytes
+from cluster.store_place import Place, existing_store
+from cluster.values import seconds, size_bytes
 
 
-def listing(folder: Path) -> list[dict[str, Any]]:
+def listing(place: Place) -> list[dict[str, Any]]:
     """Every entry, the one used last first."""
-    entries = sorted(_open(folder).listing(), key=lambda entry: -entry.last_used_s)
+    entries = sorted(existing_store(place).listing(), key=lambda entry: -entry.last_used_s)
     return [
         {
             "key": entry.key,
@@ -44,43 +45,43 @@ def show(entries: list[dict[str, Any]], console: Console) -> None:
     console.print(table)
 
 
-def verify(folder: Path) -> dict[str, list[str]]:
+def verify(place: Place) -> dict[str, list[str]]:
     """What is wrong with every entry after hashing all of it; an empty list is sound."""
-    return _open(folder).verify()
+    return existing_store(place).verify()
 
 
-def prune(folder: Path, max_bytes: str) -> dict[str, Any]:
+def prune(place: Place, max_bytes: str, min_age: str | None = None) -> dict[str, Any]:
     """Evict until the rest fits."""
     bound = size_bytes("--max_bytes", max_bytes)
-    return asdict(_open(folder).prune(bound))
+    min_age_s = MIN_AGE_S if min_age is None else seconds("--min_age", min_age)
+    store = existing_store(place)
+    if isinstance(store, Home):
+        return asdict(store.prune(bound, min_age_s=min_age_s))
+    if min_age is not None:
+        raise UserError("--min_age: only for a store that is a URL; a folder's locks say what is in use")
+    return asdict(store.prune(bound))
 
 
-def pin(folder: Path, key: str) -> str:
+def pin(place: Place, key: str) -> str:
     """Keep an entry whatever is pruned; its whole key."""
-    store = _open(folder)
+    store = existing_store(place)
     key = _whole(store, key)
     store.pin(key)
     return key
 
 
-def unpin(folder: Path, key: str) -> str:
+def unpin(place: Place, key: str) -> str:
     """Let an entry be pruned again; its whole key."""
-    store = _open(folder)
+    store = existing_store(place)
     key = _whole(store, key)
     store.unpin(key)
     return key
 
 
-def _whole(store: Store, start: str) -> str:
+def _whole(store: Store | Home, start: str) -> str:
     """The one key that starts so."""
-    found = [entry.key for entry in store.listing() if entry.key.startswith(start)] if start else []
+    found = [key for key in store.known_keys() if key.startswith(start)] if start else []
     if len(found) != 1:
         what = f"{len(found)} entries start so; give more of the key" if found else "no entry starts so"
-        raise UserError(f"{start!r}: {what}; `rankforge store list --store_dir {store.root}` shows them")
+        raise UserError(f"{start!r}: {what}; `rankforge store list --store_dir {store}` shows them")
     return found[0]
-
-
-def _open(folder: Path) -> Store:
-    if not folder.is_dir():
-        raise ArtifactError(f"{folder}: no such store; give the folder that `rankforge build` used")
-    return Store(folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -10,7 +11,7 @@ from contextlib import AbstractContextManager, contextmanager
 from actors.open_generator import GeneratorOptions, open_generator
 from cluster.judging import Judged, judged
 from cluster.progress import Reporter
-from cluster.ray_cluster import connect
+from cluster.ray_cluster import join, warn_of_open_door
 from cluster.summaries import Summarizer
 from cluster.summarize_engine import EngineSummarizer
 from cluster.summarize_hf import HfSummarizer
@@ -65,12 +66,12 @@ def _batch(
 def _engine(job: Job) -> Iterator[Summarizer]:
     options = job.options
     how = GeneratorOptions(
-        kv_cache_free_gpu_mem_fraction=options.kv_cache_free_gpu_memory_fraction, address=options.address
+        kv_cache_free_gpu_mem_fraction=options.kv_cache_free_gpu_memory_fraction,
+        address=join(options.address),
     )
     assert options.engine_dir, "checked with the options"
-    if options.address:
-        connect(options.address)
     with open_generator(options.engine_dir, how) as generator:
+        warn_of_open_door(sys.stderr)
         yield EngineSummarizer(generator, job.tokenizer, job.params, wants_logprobs=options.eval_ppl)
 
 

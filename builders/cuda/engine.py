@@ -99,6 +99,11 @@ class CudaEngine:
                 pool = pool or graph.pool()
                 self._graphs[size] = _replay(graph, out)
 
+    def close(self) -> None:
+        """Let go of the graphs, and of what they call, which may hold this engine."""
+        self._graphs.clear()
+        self._before = self._after = None
+
     def forward(self, x: Tensor, step: Step) -> Tensor:
         """See `builders.engine.Engine`. Tensors in pinned memory must not change before the step is done."""
         hooked = self._before or self._after

@@ -12,6 +12,8 @@ from pathlib import Path
 
 from builders.errors import ArtifactError
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
 
 def walk(folder: Path, prefix: str = "") -> Iterator[tuple[str, os.stat_result]]:
     """(name, stat) of everything below that is not a folder; links are named, never followed."""
@@ -95,7 +97,7 @@ def full_disk_refused(root: Path, what: str, draft: Path | None = None) -> Itera
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in FULL:
             raise
         written, free = (used_bytes(draft) if draft else 0), free_bytes(root)
         raise ArtifactError(

@@ -32,6 +32,8 @@ class Pruned:
     evicted: tuple[str, ...]
     freed_bytes: int
     kept_bytes: int
+    garbage_bytes: int = 0
+    """What dead publishers left in a shared home; it is not among the freed bytes."""
 
 
 def shrink(shelf: Shelf, max_bytes: int | None, keep: Collection[str] = ()) -> Pruned:
@@ -50,7 +52,7 @@ def shrink(shelf: Shelf, max_bytes: int | None, keep: Collection[str] = ()) -> P
 
 def listing(shelf: Shelf) -> list[Listed]:
     """Every entry, refused ones included, by key."""
-    names = (name for name in shelf.names() if _is_key(name))
+    names = (name for name in shelf.names() if is_key(name))
     return [item for name in names if (item := _listed(shelf, name))]
 
 
@@ -85,7 +87,8 @@ def _listed(shelf: Shelf, key: str) -> Listed | None:
     )
 
 
-def _is_key(name: str) -> bool:
+def is_key(name: str) -> bool:
+    """Whether it is the name of an entry."""
     try:
         return bool(check_key(name))
     except ArtifactError:

@@ -13,9 +13,11 @@ from actors.messages import Admitted, Chunk, Order, StepPlan, bits_of, packed
 from actors.sampling_params import SamplingParams
 from builders.mapping import Mapping
 from builders.sources.hf import open_folder
+from tests.actors.scenario import LIMITS
 from tests.builders.test_engine import build
 from tests.convert_tools import convert_opened
 from tests.oracle import MODELS, random_model
+from tests.tiny import save_llama
 
 if TYPE_CHECKING:
     from actors.ranks import Ranks
@@ -55,6 +57,12 @@ def _continued(model: PreTrainedModel, prompt: list[int]) -> list[int]:
 def engine(model: Path, mapping: Mapping, out: Path) -> Path:
     """Interpreted: compiling takes longer than all that is tested here."""
     return build(convert_opened(open_folder(model), mapping, out), compiled=False)
+
+
+def small(folder: Path, mapping: Mapping) -> Path:
+    """Of a model that nobody asks what it would say, with the limits of scenarios."""
+    model = open_folder(save_llama(folder / "model"))
+    return build(convert_opened(model, mapping, folder / "engine"), compiled=False, limits=LIMITS)
 
 
 def first_step(prompts: list[list[int]]) -> Order:

@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
-from actors.cache_size import HEADROOM_BYTES, cache_limits, num_blocks
+from actors import cache_size
+from actors.cache_size import HEADROOM_BYTES, HOST_SHARE, cache_limits, num_blocks
 from actors.open_generator import ends_of
 from builders.engine_folder import new_caches
 from builders.engine_manifest import TorchManifest, TrtManifest, read_engine
@@ -66,6 +67,21 @@ def test_a_host_has_room_for_every_batch_twice(folder: Path) -> None:
     assert num_blocks(manifest, None, 0.9) == 2 * LIMITS.max_batch_size * 16
     long = replace(manifest, limits=replace(LIMITS, max_seq_len=10**9))
     assert 0 < num_blocks(long, None, 0.9) < 10**9
+
+
+def test_ranks_share_a_hosts_memory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest, free = manifest_of(folder), 150_000
+    monkeypatch.setattr(cache_size, "_host_bytes", lambda: free)
+    blocks = num_blocks(manifest, None, 0.9)
+    caches = [sizes_of(folder, rank, blocks)[2] for rank in (0, 1)]
+    assert HOST_SHARE * free / 2 < sum(caches) <= HOST_SHARE * free
+
+
+def test_a_cache_that_does_not_fit(folder: Path) -> None:
+    with pytest.raises(
+        EngineError, match=r"^rank 0: a cache of \d+ blocks takes [\d.]+ GiB, more than cpu has"
+    ):
+        new_caches(manifest_of(folder), 0, 2**40)
 
 
 def test_a_tensorrt_engines_blocks_are_its_slots(folder: Path) -> None:

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import random
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from actors.generator import Generator, Pace
-from actors.messages import Request
-from actors.open_generator import GeneratorOptions, open_generator
+from actors.messages import Request, StepResult
+from actors.open_generator import GeneratorOptions, open_generator, planned
+from actors.rank_worker import RankSetup
+from actors.ranks import SoloRank
 from actors.sampling_params import SamplingParams
+from builders.engine_manifest import read_engine
 from builders.errors import UserError
 from builders.mapping import Mapping
+from tests.actors.engines import small
 from tests.actors.scenario import LIMITS, NUM_BLOCKS, Scenario
 from tests.actors.subjects import FAMILIES, Subject
 from tests.actors.wishes import EOS, prompt_of, texts_of
@@ -89,6 +95,37 @@ def test_what_is_known_of_an_engine(subjects: Subjects, tmp_path: Path) -> None:
         assert (generator.limits, generator.eos) == (LIMITS, {EOS})
         assert generator.manifest.checkpoint.spec.family == "llama"
         assert not generator.has_work and generator.step() == []
+
+
+class Forgetful(SoloRank):
+    """Leaves out what searches decide."""
+
+    def collect(self) -> StepResult:
+        return msgspec.structs.replace(super().collect(), beams=())
+
+
+def test_nobody_waits_for_what_will_not_come(tmp_path: Path) -> None:
+    folder = small(tmp_path, Mapping())
+    ranks = Forgetful(RankSetup(engine_dir=folder, rank=0, num_blocks=NUM_BLOCKS))
+    with planned(ranks, NUM_BLOCKS, read_engine(folder), ()) as generator:
+        generator.add(Request("r", (5, 6), SamplingParams(num_beams=2)))
+        with pytest.raises(AssertionError, match="whoever waits for nothing is planned"):
+            for _ in range(10):
+                generator.step()
+
+
+def test_a_closed_generator_has_no_engine(tmp_path: Path) -> None:
+    """Nor is anything under way; closing it again does nothing."""
+    generator = opened(small(tmp_path, Mapping()))
+    ranks = generator._ranks
+    assert isinstance(ranks, SoloRank)
+    engine = weakref.ref(ranks._worker._engine)
+    generator._pace = Pace(steps=2, fed=False)
+    generator.add(Request("r", (5, 6), SamplingParams(max_tokens=20)))
+    generator.step()
+    generator.close()
+    generator.close()
+    assert engine() is None and not ranks._under_way
 
 
 def test_without_a_seed_texts_differ(subjects: Subjects, tmp_path: Path) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,8 +16,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from actors import rank_worker
+from actors.communicators.rendezvous import host_store
 from actors.generator import Pace
 from actors.open_generator import GeneratorOptions, open_generator
+from actors.rank_worker import Meeting, RankSetup, RankWorker
 from builders.checkpoint import rank_tensors
 from builders.constants import rank_constants
 from builders.cuda.engine import CudaEngine
@@ -26,6 +31,7 @@ from builders.kernels.call import Runner
 from builders.limits import Limits
 from builders.mapping import Mapping
 from builders.ops import Step
+from tests.actors.engines import small
 from tests.actors.scenario import LIMITS, NUM_BLOCKS, Scenario
 from tests.actors.subjects import Subject
 from tests.actors.wishes import Wish, prompt_of, wish_of
@@ -69,7 +75,7 @@ class Tabled(CudaEngine):
         self._plain, self._device, self._nobody = plain, "cpu", limits.max_sequences
         blocks = -(-limits.max_seq_len // limits.tokens_per_block)
         self._rows = torch.full((self._nobody + 1, blocks), 10**6)
-        self._programs = plain
+        self._programs, self._graphs = plain, {}
 
     table = property(lambda self: self._rows)
     prepare = prepare  # type: ignore[assignment]
@@ -130,3 +136,58 @@ def test_kernels(
     scenario.check(subject.model)
     decoding = [bool(plan.beams) for plan in scenario.plans if plan.decode and not plan.chunks]
     assert {*decoding} == {False, True}, "there are steps for graphs, some of which search"
+
+
+class Drawing(Tabled):
+    """What chooses tokens calls the engine, which calls what chooses tokens."""
+
+    draws = True
+
+    def draw(self, scores: Tensor, slots: Tensor, *_: Any, **__: Any) -> Tensor:
+        return torch.zeros_like(slots)
+
+
+def test_a_closed_rank_has_no_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its memory is free at once, not when somebody looks for cycles."""
+    engines = loads(monkeypatch, Drawing)
+    folder = small(tmp_path, Mapping())
+    gc.disable()
+    try:
+        open_generator(folder, GeneratorOptions(num_blocks=NUM_BLOCKS)).close()
+        assert [engine() for engine in engines] == [None]
+    finally:
+        gc.enable()
+
+
+def test_ranks_of_a_stage_tell_alike_what_is_a_graphs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of the last stage's two chooses tokens; both have graphs for what `decode` is given alone."""
+    mapping = Mapping(tp_size=2, pp_size=2)
+    engines = loads(monkeypatch, Tabled)
+    folder, store = small(tmp_path, mapping), host_store("127.0.0.1", 60)
+    meeting = Meeting(kind="gloo", store=("127.0.0.1", store.port), wait_s=60, start_s=60)
+
+    def worker(rank: int) -> RankWorker:
+        return RankWorker(RankSetup(engine_dir=folder, rank=rank, num_blocks=NUM_BLOCKS, meeting=meeting))
+
+    with ThreadPoolExecutor(mapping.world_size) as threads:
+        workers = list(threads.map(worker, range(mapping.world_size)))
+    hooked = [bool(engine()._before or engine()._after) for engine in engines]
+    assert hooked == [True] * 4
+    for one in workers:
+        one.close()
+
+
+def loads(monkeypatch: pytest.MonkeyPatch, kind: type[Tabled]) -> list[Any]:
+    """Have ranks load such engines, of which they hold the only references."""
+    engines: list[Any] = []
+
+    def load(folder: Path, rank: int, *, num_blocks: int, device: str | None) -> CudaEngine:
+        plain = load_engine(folder, rank, num_blocks=num_blocks)
+        assert isinstance(plain, TorchEngine)
+        engines.append(weakref.ref(found := kind(plain, LIMITS)))
+        return found
+
+    monkeypatch.setattr(rank_worker, "load_engine", load)
+    return engines

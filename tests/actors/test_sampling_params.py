@@ -29,6 +29,7 @@ from builders.errors import UserError
             {"prompt_logprobs": 0, "num_beams": 2},
             "prompt_logprobs=0: not with num_beams=2; use num_beams=1",
         ),
+        ({"logprobs": 0, "num_beams": 2}, "logprobs=0: not with num_beams=2; use num_beams=1"),
         ({"logits": True, "num_beams": 4}, "logits=True: not with num_beams=4; use num_beams=1"),
     ],
 )

@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 
 from actors.open_generator import GeneratorOptions, open_generator
+from actors.rank_actors import Room
+from builders.errors import EngineError
 from builders.mapping import Mapping
+from tests.actors.engines import small
 from tests.actors.scenario import NUM_BLOCKS, Scenario
 from tests.actors.subjects import FAMILIES, Subject
 
@@ -43,3 +46,13 @@ def test_everyone_gets_what_transformers_gives(
         scenario.run()
     scenario.check(subject.model)
     scenario.check_variety()
+
+
+@pytest.mark.parametrize(
+    ("room", "what"), [(Room(num_gpus=1), "2 GPUs, and there are 0"), (Room(num_cpus=99), "99 CPUs, and")]
+)
+def test_a_machine_that_is_too_small(room: Room, what: str, tmp_path: Path) -> None:
+    """Nothing is waited for that will not come: this Ray does not grow."""
+    folder = small(tmp_path, Mapping(tp_size=2))
+    with pytest.raises(EngineError, match=f": its ranks take {what}"):
+        open_generator(folder, GeneratorOptions(num_blocks=NUM_BLOCKS, room=room))

@@ -1,0 +1,112 @@
+"""The servers that `http.py` measures: a bare stream, and the API over engines that have every token at once.
+
+    python -m benchmarks.http_server bare|api|thread
+
+Prints its port and its process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from itertools import cycle
+
+import uvicorn
+import uvloop
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from actors.messages import Request, Tokens, Usage
+from cluster.api import create_app
+from cluster.api_config import ApiConfig
+from cluster.local_app import served
+from cluster.local_engine import LocalEngine
+from cluster.served_model import ServedModel
+from tests.actors.test_detokenizer import CORPUS, byte_level
+from tests.cluster.fake_engine import FACTS, FakeEngine
+
+EVENT = (
+    b'data: {"id":"chatcmpl-428b61cae322a3e1de2ca16a96e66d1e","created":1795265674,"model":"fake",'
+    b'"system_fingerprint":"fp_0123456789ab","object":"chat.completion.chunk","choices":[{"index":0,'
+    b'"delta":{"content":" quick"},"logprobs":null,"finish_reason":null}]}\n\n'
+)
+"""As long as the API's."""
+
+
+async def bare(scope: Scope, receive: Receive, send: Send) -> None:
+    """The cheapest stream: an event a token, always the same, as many as the path says."""
+    if scope["type"] != "http":
+        return
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    for _ in range(int(scope["path"].rpartition("/")[2])):
+        await asyncio.sleep(0)
+        await send({"type": "http.response.body", "body": EVENT, "more_body": True})
+    await send({"type": "http.response.body", "body": b""})
+
+
+class InstantSource:
+    """A generator whose steps take no time: every text gets a token."""
+
+    limits, eos = FACTS.limits, FACTS.eos
+
+    def __init__(self, tokens: Sequence[int]) -> None:
+        self._next = cycle(tokens)
+        self._left: dict[str, int] = {}
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._left)
+
+    def add(self, request: Request) -> None:
+        self._left[request.id] = request.params.max_tokens
+
+    def cancel(self, request: str, index: int | None = None) -> None:
+        self._left.pop(request, None)
+
+    def step(self) -> list[Tokens]:
+        time.sleep(0)  # lets other threads run, as every wait for a device does
+        news = [self._token(request) for request in self._left]
+        self._left = {request: left - 1 for request, left in self._left.items() if left > 1}
+        return news
+
+    def _token(self, request: str) -> Tokens:
+        if self._left[request] > 1:
+            return Tokens(request, 0, (next(self._next),))
+        return Tokens(request, 0, (next(self._next),), "length", Usage(1, 1, 0))
+
+    def close(self) -> None: ...
+
+
+def api(*, in_thread: bool) -> ASGIApp:
+    """With an engine in the event loop, or behind a thread as a real one is."""
+    tokens = byte_level().encode(" ".join(CORPUS))
+    config = ApiConfig()
+
+    @asynccontextmanager
+    async def opening() -> AsyncIterator[Sequence[ServedModel]]:
+        engine = LocalEngine(InstantSource(tokens), FACTS) if in_thread else FakeEngine(tokens)
+        model = served(engine, byte_level(), config, chat_template="{{ messages[0].content }}")
+        yield [model]
+        await model.close()
+
+    return create_app(opening, config)
+
+
+async def main() -> None:
+    """Serves until it is killed."""
+    app = bare if sys.argv[1] == "bare" else api(in_thread=sys.argv[1] == "thread")
+    config = uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning", access_log=False)
+    server = uvicorn.Server(config)
+    serving = asyncio.ensure_future(server.serve())
+    while not server.started:
+        await asyncio.sleep(0.01)
+    (socket,) = server.servers[0].sockets
+    print(socket.getsockname()[1], os.getpid(), flush=True)
+    await serving
+
+
+if __name__ == "__main__":
+    uvloop.run(main())

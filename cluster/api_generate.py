@@ -1,0 +1,180 @@
+"""/v1/chat/completions and /v1/completions: one way for both, from a body to an answer or a stream."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import msgspec
+from msgspec import UNSET, Struct, UnsetType
+from starlette.requests import Request
+from starlette.types import Receive, Scope, Send
+
+from builders.errors import RankforgeError
+from cluster.answering import Answering, Wish
+from cluster.api_answers import Usage
+from cluster.api_body import read_body
+from cluster.api_choice import Choice, choice_of, fitted
+from cluster.api_errors import ApiError, api_error
+from cluster.api_requests import ChatBody, CompletionBody, StreamOptions
+from cluster.api_service import Service
+from cluster.chat_form import ChatForm, chat_prompts
+from cluster.completion_form import CompletionForm, completion_prompts, given_prompts
+from cluster.connection import send_events, send_json, while_connected
+from cluster.forms import Form, Heading, Prompt
+from cluster.growing_text import Growth, joined
+from cluster.served_model import ServedModel
+
+BodyT = TypeVar("BodyT", ChatBody, CompletionBody)
+
+_DONE = b"data: [DONE]\n\n"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind(Generic[BodyT]):
+    """What differs between the two."""
+
+    body: type[BodyT]
+    prefix: str
+    """Of the answers' ids."""
+    field: str
+    """Where the prompt is."""
+    count: Callable[[BodyT], int]
+    """Prompts, before they are looked at."""
+    prompts: Callable[[BodyT, ServedModel], Awaitable[list[Prompt]]]
+    form: Callable[[BodyT, Heading, ServedModel, Sequence[Prompt]], Form]
+    """There is a prompt for every text."""
+
+
+CHAT = Kind(
+    body=ChatBody,
+    prefix="chatcmpl",
+    field="messages",
+    count=lambda body: 1,
+    prompts=chat_prompts,
+    form=lambda body, heading, model, prompts: ChatForm(body, heading, model.texts),
+)
+COMPLETION = Kind(
+    body=CompletionBody,
+    prefix="cmpl",
+    field="prompt",
+    count=lambda body: len(given_prompts(body)),
+    prompts=completion_prompts,
+    form=lambda body, heading, model, prompts: CompletionForm(body, heading, model.texts, prompts),
+)
+
+
+class Generate(Generic[BodyT]):
+    """An ASGI endpoint: it hears when its caller leaves, and ends what it has begun."""
+
+    def __init__(self, service: Service, kind: Kind[BodyT]) -> None:
+        self._service = service
+        self._kind: Kind[BodyT] = kind
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            with self._service.stream():
+                body = await read_body(Request(scope, receive), self._kind.body, self._service.config)
+                await while_connected(receive, self._answer(body, send))
+        except RankforgeError as error:
+            raise api_error(error, self._service.config.retry_after_s) from error
+
+    async def _answer(self, body: BodyT, send: Send) -> None:
+        """Limits first, then the prompts, then the engine."""
+        service, kind = self._service, self._kind
+        model = service.model(body.model)
+        choice = choice_of(body, service.config, model.facts)
+        service.check_prompts(kind.count(body))
+        service.check_room(model, kind.count(body))
+        prompts = await kind.prompts(body, model)
+        wishes = [self._wish(choice, prompt, model) for prompt in prompts]
+        heading = _heading(kind.prefix, model)
+        form = kind.form(body, heading, model, [one for one in prompts for _ in range(choice.returned)])
+        with Answering(model, heading["id"], wishes) as answering:
+            if body.stream:
+                async with aclosing(_events(answering, form, body.stream_options)) as events:
+                    await send_events(send, events)
+            else:
+                await send_json(send, await _whole(answering, form, choice))
+
+    def _wish(self, choice: Choice, prompt: Prompt, model: ServedModel) -> Wish:
+        try:
+            params = fitted(choice, prompt.tokens, self._service.config, model.facts)
+        except ApiError as error:
+            error.param = self._kind.field
+            raise
+        return Wish(prompt=prompt.tokens, params=params, is_scored_only=choice.asked_tokens == 0)
+
+
+def _heading(prefix: str, model: ServedModel) -> Heading:
+    facts = model.facts
+    return Heading(
+        id=f"{prefix}-{secrets.token_hex(16)}",
+        created=int(time.time()),
+        model=facts.name,
+        system_fingerprint=f"fp_{facts.key[:12]}",
+    )
+
+
+async def _whole(answering: Answering, form: Form, choice: Choice) -> bytes:
+    parts: list[list[Growth]] = [[] for _ in answering.texts]
+    async with aclosing(answering.growths()) as batches:
+        async for grown in batches:
+            for index, growth in grown:
+                parts[index].append(growth)
+    given = [joined(parts[index]) for index in _returned(answering, choice)]
+    return msgspec.json.encode(form.whole(given, answering.usage))
+
+
+def _returned(answering: Answering, choice: Choice) -> list[int]:
+    """Which texts are given, prompt by prompt: all, or the likeliest by token."""
+    texts, made = answering.texts, choice.params.n
+    numbers = range(len(texts))
+    if not choice.is_ranked:
+        return [*numbers]
+    found: list[int] = []
+    for first in range(0, len(texts), made):
+        best = sorted(numbers[first : first + made], key=lambda index: -texts[index].mean_likelihood)
+        found += best[: choice.returned]
+    return found
+
+
+async def _events(
+    answering: Answering, form: Form, options: StreamOptions | None
+) -> AsyncGenerator[bytes, None]:
+    """What fails after the first event is one too: OpenAI's clients raise it."""
+    wanted = options or StreamOptions()
+    try:
+        async with aclosing(answering.growths()) as batches:
+            async for grown in batches:
+                if events := _joined_events(form, grown, _usage_beside(answering, wanted)):
+                    yield events
+    except RankforgeError as error:
+        if not any(text.output.num_tokens for text in answering.texts):
+            raise
+        yield b"data: " + api_error(error, 0).body + b"\n\n"
+        return
+    if wanted.include_usage:
+        yield _event(form.usage_part(answering.usage)) + _DONE
+    else:
+        yield _DONE
+
+
+def _usage_beside(answering: Answering, options: StreamOptions) -> Usage | UnsetType | None:
+    """With a part that has text: nothing, unless the last one has it, or all are to."""
+    if options.continuous_usage_stats:
+        return answering.usage
+    return None if options.include_usage else UNSET
+
+
+def _joined_events(form: Form, grown: list[tuple[int, Growth]], usage: Usage | UnsetType | None) -> bytes:
+    parts = (form.part(index, growth, usage) for index, growth in grown)
+    return b"".join([_event(part) for part in parts if part is not None])
+
+
+def _event(part: Struct) -> bytes:
+    return b"data: %b\n\n" % msgspec.json.encode(part)

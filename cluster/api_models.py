@@ -1,0 +1,93 @@
+"""The endpoints that generate nothing: models, words and tokens, health, metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from cluster.api_answers import Detokenized, Model, Models, Status, Tokenized
+from cluster.api_body import read_body
+from cluster.api_choice import check_tokens
+from cluster.api_errors import failed, invalid
+from cluster.api_requests import DetokenizeBody, TokenizeBody
+from cluster.api_service import Service
+from cluster.chat_messages import messages_of, plain_tools
+from cluster.served_model import ServedModel
+
+Metrics = Callable[[], str]
+"""The text that Prometheus reads."""
+
+
+class Plain:
+    """Endpoints with small answers."""
+
+    def __init__(self, service: Service, metrics: Metrics | None) -> None:
+        self._service, self._metrics = service, metrics or self._loads
+
+    async def models(self, _request: Request) -> Response:
+        return _json(Models(data=[_described(model) for model in self._service.models.values()]))
+
+    async def model(self, request: Request) -> Response:
+        return _json(_described(self._service.model(request.path_params["model"])))
+
+    async def embeddings(self, _request: Request) -> Response:
+        raise invalid(
+            "You are not allowed to generate embeddings from these models: they generate texts; "
+            "use /v1/chat/completions or /v1/completions",
+            "model",
+            "unsupported_model",
+        )
+
+    async def tokenize(self, request: Request) -> Response:
+        body = await read_body(request, TokenizeBody, self._service.config)
+        model = self._service.model(body.model)
+        if (body.prompt is None) == (body.messages is None):
+            raise invalid("One of 'prompt' and 'messages' must be given.", "prompt")
+        if body.prompt is not None:
+            tokens = await model.encoder.text(body.prompt, special=body.add_special_tokens is not False)
+        else:
+            tokens = await model.encoder.chat(messages_of(body.messages or []), plain_tools(body.tools))
+        length = model.facts.limits.max_seq_len
+        return _json(Tokenized(tokens=[*tokens], count=len(tokens), max_model_len=length))
+
+    async def detokenize(self, request: Request) -> Response:
+        body = await read_body(request, DetokenizeBody, self._service.config)
+        model = self._service.model(body.model)
+        check_tokens("tokens", body.tokens, model.facts.vocab_size)
+        return _json(Detokenized(model.encoder.decoded(body.tokens)))
+
+    async def health(self, _request: Request) -> Response:
+        """The process answers."""
+        return _json(Status("ok"))
+
+    async def ready(self, _request: Request) -> Response:
+        """Every model takes requests."""
+        failures = [load.failure for load in self._service.loads().values() if load.failure]
+        if failures or not self._service.models:
+            raise failed("; ".join(failures) or "no model is served yet")
+        return _json(Status("ready"))
+
+    async def metrics(self, _request: Request) -> Response:
+        return Response(self._metrics(), media_type="text/plain; version=0.0.4")
+
+    def _loads(self) -> str:
+        """What is known without counting anything."""
+        lines = []
+        for name in ("running", "waiting"):
+            lines.append(f"# TYPE rankforge_requests_{name} gauge")
+            for model, load in self._service.loads().items():
+                label = model.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
+                lines.append(f'rankforge_requests_{name}{{model="{label}"}} {getattr(load, name)}')
+        return "\n".join(lines) + "\n"
+
+
+def _described(model: ServedModel) -> Model:
+    facts = model.facts
+    return Model(id=facts.name, created=model.created, max_model_len=facts.limits.max_seq_len)
+
+
+def _json(body: msgspec.Struct) -> Response:
+    return Response(msgspec.json.encode(body), media_type="application/json")

@@ -1,0 +1,70 @@
+"""The API over an engine in this process, without a cluster's services."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from starlette.applications import Starlette
+from transformers import PreTrainedTokenizerBase
+
+from actors.detokenizer import Words
+from actors.open_generator import GeneratorOptions, open_generator
+from builders.errors import UserError
+from cluster.api import create_app
+from cluster.api_config import ApiConfig
+from cluster.encoder import Encoder
+from cluster.engine_client import EngineClient, facts_of
+from cluster.local_engine import LocalEngine
+from cluster.served_model import ServedModel
+from cluster.token_texts import TokenTexts
+from cluster.tokenizer import open_tokenizer
+
+
+def local_app(
+    engine_dir: Path,
+    config: ApiConfig | None = None,
+    *,
+    name: str | None = None,
+    generator: GeneratorOptions | None = None,
+    tokenizer_dir: Path | None = None,
+    chat_template: str | None = None,
+) -> Starlette:
+    """The engine is loaded when the application starts, and closed when it ends."""
+    config = config or ApiConfig()
+    tokenizer = open_tokenizer(engine_dir, tokenizer_dir)
+    if tokenizer is None:
+        raise UserError(f"{engine_dir}: has no tokenizer, and serves texts; name one with --tokenizer_dir")
+
+    @asynccontextmanager
+    async def opening() -> AsyncIterator[Sequence[ServedModel]]:
+        source = await asyncio.to_thread(open_generator, engine_dir, generator)
+        facts = facts_of(name or engine_dir.resolve().name, source.manifest, source.eos)
+        engine = LocalEngine(source, facts, max_waiting=config.max_waiting)
+        model = served(engine, tokenizer, config, chat_template=chat_template)
+        try:
+            yield [model]
+        finally:
+            await model.close()
+
+    return create_app(opening, config)
+
+
+def served(
+    engine: EngineClient,
+    tokenizer: PreTrainedTokenizerBase,
+    config: ApiConfig,
+    *,
+    chat_template: str | None = None,
+) -> ServedModel:
+    """An engine with its tokenizer."""
+    return ServedModel(
+        engine=engine,
+        encoder=Encoder(tokenizer, chat_template=chat_template, max_inline_chars=config.max_inline_chars),
+        words=Words(tokenizer),
+        texts=TokenTexts(tokenizer),
+        created=int(time.time()),
+    )

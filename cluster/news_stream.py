@@ -1,0 +1,65 @@
+"""The news of one request on their way to its reader, both in one event loop."""
+
+from __future__ import annotations
+
+from asyncio import AbstractEventLoop, Future
+
+from actors.messages import Tokens
+from cluster.engine_client import Batch
+
+
+class NewsStream:
+    """Holds what its reader has not taken: never more than the request asked for."""
+
+    def __init__(self, loop: AbstractEventLoop, texts: int) -> None:
+        self._loop = loop
+        self._open = set(range(texts))
+        self._news: list[Tokens] = []
+        self._error: Exception | None = None
+        self._reader: Future[None] | None = None
+        self.has_begun = False
+        """A token has come."""
+
+    def __aiter__(self) -> NewsStream:
+        return self
+
+    async def __anext__(self) -> Batch:
+        while not self._news:
+            if self._error:
+                raise self._error
+            if not self._open:
+                raise StopAsyncIteration
+            self._reader = self._loop.create_future()
+            await self._reader
+        taken, self._news = self._news, []
+        return taken
+
+    @property
+    def has_ended(self) -> bool:
+        """Nothing more will come."""
+        return not self._open or self._error is not None
+
+    def push(self, news: Tokens) -> None:
+        """News of a text; of one that was cancelled they come too late."""
+        if news.index not in self._open or self._error:
+            return
+        self.has_begun = True
+        self._news.append(news)
+        if news.finish:
+            self._open.discard(news.index)
+        self._wake()
+
+    def cancel(self, index: int | None) -> None:
+        """Expect no more of a text, or of any."""
+        self._open -= set(self._open) if index is None else {index}
+        self._wake()
+
+    def fail(self, error: Exception) -> None:
+        """What has come is read first."""
+        if not self.has_ended:
+            self._error = error
+            self._wake()
+
+    def _wake(self) -> None:
+        if self._reader and not self._reader.done():
+            self._reader.set_result(None)

@@ -1,0 +1,321 @@
+"""The API byte by byte, over an engine that has every token at once: framing, leaving, limits, refusals."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+
+from cluster.api_config import ApiConfig
+from tests.actors.test_detokenizer import byte_level
+from tests.cluster.api_server import fake_app, serving
+from tests.cluster.fake_engine import FakeEngine, named
+
+SENTENCE = "the quick brown fox jumps over the lazy dog"
+TOKENS = tuple(byte_level().encode(SENTENCE))
+COMPLETION = {"model": "fake", "prompt": "hello", "max_tokens": len(TOKENS)}
+CHAT: dict[str, Any] = {"model": "fake", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 4}
+
+
+@contextmanager
+def client_of(engine: FakeEngine, **limits: Any) -> Iterator[httpx.Client]:
+    with serving(fake_app(engine, config=ApiConfig(**limits))) as url, httpx.Client(base_url=url) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[httpx.Client]:
+    with client_of(FakeEngine(TOKENS)) as client:
+        yield client
+
+
+def error_of(response: httpx.Response, status: int) -> dict[str, Any]:
+    """What is wrong, in OpenAI's shape."""
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/json"
+    (error,) = response.json().values()
+    assert set(error) == {"message", "type", "param", "code"} and error["message"]
+    return error
+
+
+def eventually(holds: Callable[[], bool]) -> None:
+    """Until the test's own time is over."""
+    while not holds():
+        time.sleep(0.01)
+
+
+def test_every_event_is_a_line_and_an_empty_one(client: httpx.Client) -> None:
+    response = client.post("/v1/completions", json={**COMPLETION, "stream": True})
+    assert response.headers["content-type"] == "text/event-stream; charset=utf-8"
+    *events, done, rest = response.content.split(b"\n\n")
+    assert (done, rest) == (b"data: [DONE]", b"") and len(events) == len(TOKENS)
+    parts = [json.loads(event.removeprefix(b"data: ")) for event in events]
+    assert "".join(part["choices"][0]["text"] for part in parts) == SENTENCE
+    assert [part["choices"][0]["finish_reason"] for part in parts] == [None] * (len(parts) - 1) + ["length"]
+    assert all("usage" not in part for part in parts)
+
+
+def test_usage_beside_every_part(client: httpx.Client) -> None:
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    response = client.post("/v1/chat/completions", json={**CHAT, "stream": True, "stream_options": options})
+    parts = [json.loads(line[6:]) for line in response.text.split("\n\n") if line.startswith("data: {")]
+    assert [part["usage"]["completion_tokens"] for part in parts] == [1, 2, 3, 4, 4]
+
+
+def test_half_a_character_is_held_back() -> None:
+    with client_of(FakeEngine(byte_level().encode("größer 😀"))) as client:
+        wish = {**COMPLETION, "max_tokens": 2 * len(byte_level().encode("größer 😀")), "stream": True}
+        text = client.post("/v1/completions", json=wish).text
+    parts = [json.loads(line[6:])["choices"][0]["text"] for line in text.split("\n\n")[:-2]]
+    assert "".join(parts) == "größer 😀größer 😀" and not any("�" in part for part in parts)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_who_leaves_ends_what_he_asked_for(stream: bool) -> None:
+    engine = FakeEngine(TOKENS, stuck_after=3)
+    with serving(fake_app(engine)) as url:
+        body = json.dumps({**COMPLETION, "prompt": ["a", "b"], "stream": stream}).encode()
+        with socket.create_connection(("127.0.0.1", urlsplit(url).port)) as caller:
+            head = f"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"
+            caller.sendall(head.encode() + body)
+            if stream:
+                assert caller.recv(12) == b"HTTP/1.1 200"
+            eventually(lambda: len(engine.submitted) == 2)
+            assert engine.cancelled == []
+        eventually(lambda: len(engine.cancelled) == 2)
+    assert {name for name, _ in engine.cancelled} == {one.id for one in engine.submitted}
+
+
+def test_a_stop_string_ends_the_text_at_the_engine() -> None:
+    engine = FakeEngine(TOKENS)
+    with client_of(engine) as client:
+        answer = client.post("/v1/completions", json={**COMPLETION, "stop": "ox ju", "n": 2}).json()
+    assert [choice["text"] for choice in answer["choices"]] == ["the quick brown f", " quick brown f"]
+    assert {index for _, index in engine.cancelled} == {0, 1, None}
+
+
+def test_a_failure_before_the_first_token_has_a_status() -> None:
+    with client_of(FakeEngine(TOKENS, fails_after=0)) as client:
+        for stream in (True, False):
+            response = client.post("/v1/completions", json={**COMPLETION, "stream": stream})
+            assert error_of(response, 503)["message"] == "fake: the engine failed: rank 1 died"
+
+
+def test_a_failure_after_it_is_an_event() -> None:
+    with client_of(FakeEngine(TOKENS, fails_after=2)) as client:
+        events = client.post("/v1/completions", json={**COMPLETION, "stream": True}).text.split("\n\n")
+    assert json.loads(events[-2][6:])["error"]["code"] == "engine_failed" and len(events) == 4
+
+
+def test_the_engines_refusal_is_the_callers_mistake() -> None:
+    with client_of(FakeEngine(TOKENS, refusal="prompt of 9 tokens: may take 3 blocks")) as client:
+        response = client.post("/v1/completions", json={**COMPLETION, "stream": True})
+    assert "may take 3 blocks" in error_of(response, 400)["message"]
+
+
+NOT_JSON = [
+    b"", b"{", b"[]", b"nul", b'"text"', b"\xff", b"[" * 100_000, b'{"model": NaN}', b'{"a":"\xed\xa0\x80"}',
+    b'{"model": "fake", "prompt": "\\ud800"}',
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("body", NOT_JSON, ids=range(len(NOT_JSON)))
+@pytest.mark.parametrize("path", ["/v1/completions", "/tokenize"])
+def test_what_is_no_json(client: httpx.Client, path: str, body: bytes) -> None:
+    response = client.post(path, content=body, headers={"content-type": "application/json"})
+    assert "JSON body of your request" in error_of(response, 400)["message"]
+
+
+def test_another_kind_of_content(client: httpx.Client) -> None:
+    """A page of another origin may send these without being asked: they are not looked at."""
+    for kind in ("text/plain", "application/x-www-form-urlencoded"):
+        response = client.post("/v1/completions", content=b"{}", headers={"content-type": kind})
+        assert "application/json" in error_of(response, 415)["message"]
+
+
+REFUSED = [
+    ({"n": 3}, "n", "above_max_value"),
+    ({"n": 0}, "n", "below_min_value"),
+    ({"best_of": 1, "n": 2}, "best_of", "below_min_value"),
+    ({"best_of": 2, "stream": True}, "best_of", None),
+    ({"use_beam_search": True, "best_of": 3}, "best_of", "above_max_value"),
+    ({"use_beam_search": True, "best_of": 2, "logprobs": 1}, "logprobs", None),
+    ({"logprobs": 3}, "logprobs", "above_max_value"),
+    ({"logprobs": -1}, "logprobs", "below_min_value"),
+    ({"max_tokens": 101}, "max_tokens", None),
+    ({"max_tokens": 0}, "max_tokens", "below_min_value"),
+    ({"max_tokens": 1.5}, "max_tokens", "invalid_type"),
+    ({"max_tokens": True}, "max_tokens", "invalid_type"),
+    ({"min_tokens": 9, "max_tokens": 8}, "min_tokens", "invalid_value"),
+    ({"temperature": -0.1}, "temperature", "invalid_value"),
+    ({"top_p": 0}, "top_p", "invalid_value"),
+    ({"seed": 2**63}, "seed", "invalid_value"),
+    ({"stop": ["a", "b", "c"]}, "stop", "array_above_max_length"),
+    ({"stop": ""}, "stop", "invalid_value"),
+    ({"stop": "12345678901"}, "stop", "invalid_value"),
+    ({"stop_token_ids": [400]}, "stop_token_ids", "invalid_value"),
+    ({"logit_bias": {"1": 1, "2": 1, "3": 1}}, "logit_bias", "array_above_max_length"),
+    ({"logit_bias": {"400": 1}}, "logit_bias", "invalid_value"),
+    ({"logit_bias": {"x": 1}}, "logit_bias", None),
+    ({"logit_bias": {"1": 101}}, "logit_bias", "above_max_value"),
+    ({"prompt": ["a", "b", "c"]}, "prompt", "array_above_max_length"),
+    ({"prompt": []}, "prompt", "empty_array"),
+    ({"prompt": [[]]}, "prompt", "invalid_value"),
+    ({"prompt": [400]}, "prompt", "invalid_value"),
+    ({"prompt": [-1]}, "prompt", "invalid_value"),
+    ({"prompt": [5, "a"]}, "prompt", "invalid_type"),
+    ({"prompt": [5] * 33}, "prompt", "context_length_exceeded"),
+    ({"prompt": "a " * 2000}, "prompt", "context_length_exceeded"),
+    ({"suffix": "x"}, "suffix", "unsupported_parameter"),
+    ({"unheard_of": 1}, "unheard_of", "unknown_parameter"),
+    ({"stream_options": {"include_usage": True}}, "stream_options", None),
+    ({"stream": True, "stream_options": {"x": 1}}, "stream_options.x", "unknown_parameter"),
+    ({"response_format": {"type": "json_object"}}, "response_format", "unsupported_value"),
+    ({"model": None}, "model", "invalid_type"),
+]
+
+
+@pytest.fixture(scope="module")
+def strict() -> Iterator[httpx.Client]:
+    limits = {"max_n": 2, "max_beams": 2, "max_stops": 2, "max_stop_chars": 10, "max_logprobs": 2}
+    more = {"max_logit_bias": 2, "max_prompts": 2, "max_prompt_tokens": 32, "max_tokens": 100}
+    engine = FakeEngine(TOKENS)
+    with client_of(engine, **limits, **more, max_body_bytes=10_000) as client:
+        yield client
+    assert engine.submitted == []
+
+
+@pytest.mark.parametrize(("fields", "param", "code"), REFUSED)
+def test_limits_are_looked_at_before_work(
+    strict: httpx.Client, fields: dict[str, Any], param: str, code: str | None
+) -> None:
+    error = error_of(strict.post("/v1/completions", json={**COMPLETION, **fields}), 400)
+    assert (error["param"], error["code"], error["type"]) == (param, code, "invalid_request_error")
+
+
+MESSAGES = [
+    ([], "messages"),
+    ([{"role": "user"}], "messages[0].content"),
+    ([{"role": "boss", "content": "x"}], "messages[0].role"),
+    ([{"role": "user", "content": [{"type": "image_url"}]}], "messages[0].content[0]"),
+    ([{"content": "x"}], "messages[0].role"),
+    ("hello", "messages"),
+]
+
+
+@pytest.mark.parametrize(("messages", "param"), MESSAGES)
+def test_messages_that_are_none(client: httpx.Client, messages: Any, param: str) -> None:
+    assert (
+        error_of(client.post("/v1/chat/completions", json={**CHAT, "messages": messages}), 400)["param"]
+        == param
+    )
+
+
+def test_null_is_as_good_as_nothing(client: httpx.Client) -> None:
+    nothing = dict.fromkeys(("n", "stop", "seed", "logprobs", "stream", "logit_bias", "suffix", "top_p"))
+    assert client.post("/v1/completions", json={**COMPLETION, **nothing}).status_code == 200
+
+
+def test_a_body_that_is_too_long(strict: httpx.Client) -> None:
+    """One that says so, and one that does not."""
+    error_of(strict.post("/v1/completions", json={**COMPLETION, "prompt": "x" * 10_000}), 413)
+
+    def endless() -> Iterator[bytes]:
+        while True:
+            yield b" " * 1000
+
+    headers = {"content-type": "application/json"}
+    error_of(strict.post("/v1/completions", content=endless(), headers=headers), 413)
+
+
+def test_a_body_that_does_not_come() -> None:
+    app = fake_app(FakeEngine(TOKENS), config=ApiConfig(body_timeout_s=0.05))
+    with serving(app) as url, socket.create_connection(("127.0.0.1", urlsplit(url).port)) as caller:
+        caller.sendall(b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n{")
+        assert caller.recv(12) == b"HTTP/1.1 408"
+
+
+def test_more_streams_than_are_allowed() -> None:
+    engine = FakeEngine(TOKENS, stuck_after=1)
+    with client_of(engine, max_streams=1, retry_after_s=7) as client:
+        with client.stream("POST", "/v1/completions", json={**COMPLETION, "stream": True}) as first:
+            assert first.status_code == 200
+            response = client.post("/v1/completions", json=COMPLETION)
+            assert error_of(response, 429)["code"] == "rate_limit_exceeded"
+            assert response.headers["retry-after"] == "7"
+        eventually(lambda: bool(engine.cancelled))
+        engine.stuck_after = None
+        assert client.post("/v1/completions", json=COMPLETION).status_code == 200
+
+
+def test_more_prompts_than_may_wait() -> None:
+    engine = FakeEngine(TOKENS, waiting=3)
+    with client_of(engine, max_waiting=4) as client:
+        assert client.post("/v1/completions", json=COMPLETION).status_code == 200
+        response = client.post("/v1/completions", json={**COMPLETION, "prompt": ["a", "b"]})
+    assert error_of(response, 429) and response.headers["retry-after"] == "1"
+    assert len(engine.submitted) == 1
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_mistake_of_the_server_is_not_told(stream: bool) -> None:
+    engine = FakeEngine(TOKENS, mistake=ZeroDivisionError("of line 17"))
+    with client_of(engine) as client:
+        response = client.post(
+            "/v1/completions",
+            json={**COMPLETION, "prompt": ["a", "b"], "stream": stream},
+            headers={"x-request-id": "mine"},
+        )
+        assert error_of(response, 500)["message"] == "The server had an error"
+        assert response.headers["x-request-id"] == "mine" and len(engine.cancelled) == 2
+        engine.mistake = None
+        assert client.post("/v1/completions", json=COMPLETION).status_code == 200
+
+
+def test_several_models() -> None:
+    engines = [FakeEngine(TOKENS, named("one")), FakeEngine(TOKENS, named("two"))]
+    with serving(fake_app(*engines)) as url, httpx.Client(base_url=url) as client:
+        assert [model["id"] for model in client.get("/v1/models").json()["data"]] == ["one", "two"]
+        assert client.post("/v1/completions", json={**COMPLETION, "model": "two"}).json()["model"] == "two"
+        assert error_of(client.post("/v1/completions", json=COMPLETION), 404)["code"] == "model_not_found"
+        error_of(client.post("/tokenize", json={"prompt": "x"}), 404)
+    assert [len(engine.submitted) for engine in engines] == [0, 1]
+    assert all(engine.is_closed for engine in engines)
+
+
+def test_paths_and_methods_that_there_are_not(client: httpx.Client) -> None:
+    assert error_of(client.get("/v1/nothing"), 404)["code"] == "unknown_url"
+    assert error_of(client.get("/v1/completions"), 405)["code"] == "method_not_supported"
+
+
+def test_every_answer_says_whose_it_is(client: httpx.Client) -> None:
+    for path in ("/health", "/v1/nothing"):
+        given = client.get(path, headers={"x-request-id": "mine-1"})
+        assert given.headers["x-request-id"] == "mine-1"
+        assert client.get(path, headers={"x-request-id": "a b"}).headers["x-request-id"].startswith("req-")
+
+
+def test_health_and_metrics(client: httpx.Client) -> None:
+    assert client.get("/health").json() == {"status": "ok"}
+    assert client.get("/ready").json() == {"status": "ready"}
+    assert 'rankforge_requests_waiting{model="fake"} 0' in client.get("/metrics").text
+
+
+def test_a_template_that_refuses() -> None:
+    template = "{{ raise_exception('users only') }}"
+    with serving(fake_app(FakeEngine(TOKENS), chat_template=template)) as url:
+        response = httpx.post(f"{url}/v1/chat/completions", json=CHAT)
+    assert "users only" in error_of(response, 400)["message"]
+
+
+def test_a_model_without_a_template() -> None:
+    with serving(fake_app(FakeEngine(TOKENS), chat_template=None)) as url:
+        response = httpx.post(f"{url}/v1/chat/completions", json=CHAT)
+    assert "no chat template" in error_of(response, 400)["message"]
