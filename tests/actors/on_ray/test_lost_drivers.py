@@ -68,7 +68,7 @@ class Driver:
     def record(self, until: Callable[[JobRecord], bool]) -> JobRecord:
         """The job's, as soon as it says so."""
         deadline = time.monotonic() + LIMIT_S
-        while (record := read_record(self.store, self.job)) is None or not until(record):
+        while (record := read_record(self.store.notes, self.job)) is None or not until(record):
             assert time.monotonic() < deadline, record
             assert self.process.poll() is None, self.process.communicate()
             time.sleep(0.02)
@@ -135,7 +135,7 @@ def test_a_driver_that_is_killed_is_submitted_again_and_goes_on(
     assert before and before.items() <= made(driver.store).items(), "what was done is not done again"
     assert content(driver.out) == undisturbed
     assert sound(driver.store.root) == {"checkpoint": 1, "rank": 4, "torch-program": 4}
-    found = read_record(driver.store, driver.job)
+    found = read_record(driver.store.notes, driver.job)
     assert found and (found.state, found.runs) == ("done", 2)
     followed = rankforge("jobs", "follow", driver.job, "--store_dir", driver.store.root)
     assert followed.returncode == 0 and "100%" in followed.stderr
@@ -165,7 +165,7 @@ def test_ctrl_c_stops_the_workers(config: Path, tmp_path: Path, started: list[Dr
     driver.process.send_signal(signal.SIGINT)
     driver.ends(130)
     assert gone(in_hand(record)) and not driver.out.exists()
-    found = read_record(driver.store, driver.job)
+    found = read_record(driver.store.notes, driver.job)
     assert found and found.state == "cancelled"
 
 
