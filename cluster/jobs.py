@@ -37,6 +37,9 @@ class Kind:
 
 CONVERT = Kind()
 
+_TO_COME = 32
+"""Workers of one core that are asked for though there is no room for them yet: a cluster may grow."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Crew:
@@ -160,7 +163,8 @@ def resources_of(texts: Sequence[str]) -> dict[str, float]:
 def _room(kind: Kind, bundle: Mapping[str, float]) -> int:
     import ray
 
-    return room(ray.nodes(), bundle, one_core=kind.one_core)
+    fitting = room(ray.nodes(), bundle, one_core=kind.one_core)
+    return max(fitting, _TO_COME) if kind.one_core else fitting
 
 
 def room(nodes: Sequence[Mapping[str, Any]], bundle: Mapping[str, float], *, one_core: bool) -> int:

@@ -132,6 +132,18 @@ def test_workers_killed_while_they_build(
     assert sum(saboteur.begun.values()) <= 8 + lost, "only what was in hand is done again"
 
 
+def test_workers_stopped_while_they_build(
+    model: Path, tmp_path: Path, sabotage: Callable[..., Saboteur], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    patience = Patience(silent_s=4, elsewhere_s=10)
+    monkeypatch.setitem(RayJobs.__init__.__kwdefaults__, "patience", patience)  # type: ignore[attr-defined]
+    undisturbed = from_source(tmp_path / "here/engine", model_dir=str(model), **LAYOUT)
+    sabotage(5, kills=3, number=signal.SIGSTOP)
+    made = from_source(tmp_path / "engine", model_dir=str(model), address=address(), **LAYOUT)
+    assert made.key == undisturbed.key and content(tmp_path / "engine") == content(tmp_path / "here/engine")
+    assert sound(tmp_path / ".rankforge-store") == {"checkpoint": 1, "rank": 4, "torch-program": 4}
+
+
 def test_a_stopped_worker_holds_nobody_up(
     model: Path, tmp_path: Path, sabotage: Callable[..., Saboteur]
 ) -> None:
