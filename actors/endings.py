@@ -10,6 +10,9 @@ from ray.exceptions import WorkerCrashedError as ProcessCrashedError
 
 _DEATHS = (NodeDiedError, OutOfMemoryError, ProcessCrashedError, RayActorError)
 
+MOST_CHARS = 600
+"""Of what an error says: some of Ray's hold a traceback."""
+
 
 def ending(call: Any) -> BaseException | None:
     """What ended a call that is over; for what it raised, that error itself. None: it returned."""
@@ -28,7 +31,8 @@ def cause_of(error: BaseException | None) -> str:
         return "it stopped, though nobody told it to"
     if isinstance(error, _DEATHS):
         return f"its process died ({_exit_detail(str(error))})"
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text if len(text) <= MOST_CHARS else text[:MOST_CHARS] + ' ...'}"
 
 
 def _exit_detail(text: str) -> str:

@@ -53,6 +53,8 @@ def connect(address: str, *, named: str = "--address") -> None:
             ray.init(address=address, log_to_driver=False)
         # Or Ray prints of every worker that is killed, in the midst of results; its debugger does the same.
         ray._private.worker._worker_logs_enabled = False
+        # The first error ends a job and is said in one line; Ray would print those of all other workers too.
+        ray._private.worker._unhandled_error_handler = lambda e: None
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise _refused(address, named, " ".join(str(error).split())) from error
     finally:
