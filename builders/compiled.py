@@ -22,8 +22,9 @@ _EXAMPLE_SIZES = {"tokens": 5, "batch": 3, "table": 2, "blocks": 7, "wanted": 4}
 """Any sizes do, as long as they differ: equal ones would be taken for one."""
 
 
-_SETTINGS = {"cpp.dynamic_threads": True}
-"""The number of threads is that of the process that runs the program, not of the one that compiled it."""
+_SETTINGS = {"cpp.dynamic_threads": True, "cpp.threads": 8}
+"""The number of threads is that of the process that runs the program. The one that compiles it may be a
+worker with a single one: which loops are worth several threads is decided for eight, wherever that is."""
 
 
 def compile_program(program: Program, file: Path) -> None:

@@ -10,12 +10,13 @@ from typing import TypeVar
 from actors.build_worker import ask
 from actors.executor import Unheard
 from builders.build import plan_build
+from builders.compiled import processor
 from builders.errors import EngineError
 from builders.limits import Limits
 from builders.units import Plan
 from cluster.build_options import TARGETS, BuildOptions
 from cluster.build_source import Source, wanted_ranks
-from cluster.jobs import Crew, Kind
+from cluster.jobs import Crew, Kind, works_here
 
 Target = TypeVar("Target")
 
@@ -37,7 +38,7 @@ def kind_of(options: BuildOptions) -> Kind:
     return Kind(
         gpus=1 if target in _AT_HAND else 0,
         accelerator_type=options.accelerator_type if target in _AT_HAND else None,
-        one_core=kernels or options.no_compile,
+        one_core=options.engine == "torch",
         many=kernels,
     )
 
@@ -51,7 +52,8 @@ def _torch(options: BuildOptions, source: Source, limits: Limits, crew: Crew) ->
     checkpoint, only = source.manifest, wanted_ranks(options, source.manifest.mapping)
     name = target_of(options)
     if name == "cpu":
-        return plan_build(checkpoint, limits, compiled=not options.no_compile, only=only)
+        compiled = not options.no_compile
+        return plan_build(checkpoint, limits, compiled=compiled, only=only, on=_processor(options, crew))
     from builders.cuda.plans import plan_cuda
     from builders.cuda.target import choose_target
 
@@ -59,6 +61,14 @@ def _torch(options: BuildOptions, source: Source, limits: Limits, crew: Crew) ->
     if crew.on_cluster and name not in _AT_HAND:
         target = replace(target, device=None)  # whatever GPU the machine has where this is planned
     return plan_cuda(checkpoint, limits, target, only=only)
+
+
+def _processor(options: BuildOptions, crew: Crew) -> str | None:
+    """What to compile for: what the workers have, unless this machine is one of theirs."""
+    if options.no_compile or not crew.on_cluster or works_here():
+        return None
+    (found,) = crew.executor(kind_of(options)).run(ask, [processor], ["processor"], Unheard())
+    return found
 
 
 def _tensorrt(options: BuildOptions, source: Source, limits: Limits, crew: Crew) -> Plan:

@@ -178,3 +178,11 @@ def room(nodes: Sequence[Mapping[str, Any]], bundle: Mapping[str, float], *, one
         if node["Alive"]
     )
     return max(1, sum(fitting if one_core else (min(1, number) for number in fitting)))
+
+
+def works_here() -> bool:
+    """Whether the cluster has workers on this machine too."""
+    import ray
+
+    here = ray.get_runtime_context().get_node_id()
+    return any(node["Resources"].get("CPU", 0) >= 1 for node in ray.nodes() if node["NodeID"] == here)

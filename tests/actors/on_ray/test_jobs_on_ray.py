@@ -48,3 +48,13 @@ def test_convert_and_build_give_the_same_bytes(tmp_path: Path) -> None:
     result = json.loads(done.stdout)
     assert (result["key"], result["num_built"], result["converted"]) == (local.key, 4, False)
     assert content(tmp_path / "local/engine") == content(tmp_path / "engine")
+
+
+@pytest.mark.slow
+def test_a_compiled_engine_is_the_same_whoever_compiles(tmp_path: Path) -> None:
+    """A worker has one thread, and this machine may have more."""
+    model = save_llama(tmp_path / "model")
+    settings = {"model_dir": str(model), "tp_size": 2, "no_compile": False}
+    for name, changes in {"local": {}, "there": {"address": address()}}.items():
+        from_source(tmp_path / name / "engine", **settings, **changes)
+    assert content(tmp_path / "local/engine") == content(tmp_path / "there/engine")
