@@ -200,8 +200,9 @@ def one_round(folder: Path, work: Work, address: str) -> Round:
     (start_s,) = alone(started, address, work.workers)
     cluster = measured(folder / "there", work.options(folder / "there", "engine", **there))
     again = measured(folder / "there", work.options(folder / "there", "other", **there))
-    if len({one_by_one.key, cluster.key, again.key}) != 1 or again.num_built:
-        raise RuntimeError("the engines are not the same, or something was built twice")
+    keys = [each.key for each in (one_by_one, cluster, again)]
+    if len(set(keys)) != 1 or again.num_built:
+        raise RuntimeError(f"not the same engine ({keys}), or {again.num_built} units built twice")
     return Round(one_by_one=one_by_one, start_s=start_s, cluster=cluster, again=again)
 
 
