@@ -219,7 +219,7 @@ def report(given: argparse.Namespace, work: Work, rounds: Sequence[Round]) -> No
     print("\n".join(machine.described("benchmarks.build_cluster")))
     load = ", ".join(f"{each:.0f}" for each in os.getloadavg())
     print(f"Load of the machine in the last 1, 5 and 15 minutes: {load}\n")
-    print(f"{given.gigabytes:g} GB to tp {work.ranks}: {work.workers} workers on {given.nodes} nodes, ")
+    print(f"{given.gigabytes:g} GB to tp {work.ranks}: {work.workers} workers on {given.nodes} nodes,")
     print(f"medians of {len(rounds)} rounds\n")
     print("| what | seconds | phases |\n| --- | --- | --- |")
     for name in ("one_by_one", "cluster", "again"):

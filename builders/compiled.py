@@ -33,12 +33,12 @@ def compile_program(program: Program, file: Path) -> None:
     To that the compiler adds how it was called, once more whenever its cache has it already: the same program
     would be other bytes.
     """
-    from torch._inductor.package import package_aoti
+    from torch._inductor.package import package_aoti  # type: ignore[attr-defined]
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the compiler warns of its own deprecated calls
         exported = _exported(program)
-        made = torch._inductor.aot_compile(  # type: ignore[attr-defined]
+        made: Any = torch._inductor.aot_compile(  # type: ignore[attr-defined]
             exported.module(check_guards=False), *exported.example_inputs, options=_SETTINGS
         )
         package_aoti(str(file), [part for part in made if not str(part).endswith(".cpp")])
