@@ -19,6 +19,7 @@ import uvicorn
 import uvloop
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from actors.engine_stats import EngineStats
 from actors.messages import Request, Tokens, Usage
 from cluster.api import create_app
 from cluster.api_config import ApiConfig
@@ -76,6 +77,9 @@ class InstantSource:
         if self._left[request] > 1:
             return Tokens(request, 0, (next(self._next),))
         return Tokens(request, 0, (next(self._next),), "length", Usage(1, 1, 0))
+
+    def stats(self) -> EngineStats:
+        return EngineStats()
 
     def close(self) -> None: ...
 
