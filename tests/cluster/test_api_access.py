@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import openai
 import pytest
 
 from builders.errors import UserError
@@ -263,15 +264,12 @@ def test_without_keys_it_listens_nowhere_else(host: str, keys: Keys) -> None:
 
 
 def test_the_openai_package_has_its_errors(keys: Keys) -> None:
-    import openai
-
     user = keys.add("alice", requests_per_minute=1)["authorization"].removeprefix("Bearer ")
     with client_of(keys) as client:
 
         def ask(key: str) -> Any:
-            with openai.OpenAI(
-                base_url=str(client.base_url.join("/v1")), api_key=key, max_retries=0
-            ) as users:
+            base_url = str(client.base_url.join("/v1"))
+            with openai.OpenAI(base_url=base_url, api_key=key, max_retries=0) as users:
                 return users.completions.create(model="fake", prompt="x", max_tokens=2)
 
         with pytest.raises(openai.AuthenticationError):

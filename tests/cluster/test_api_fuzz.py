@@ -100,9 +100,11 @@ def test_fields(client: httpx.Client, data: st.DataObject) -> None:
 
 
 NAMES = st.sampled_from(
-    [b"authorization", b"x-request-id", b"content-type", b"content-length", b"origin", b"host", b"accept"]
-    + [b"transfer-encoding", b"connection", b"expect", b"upgrade", b"access-control-request-method"]
-)
+    [
+        b"authorization", b"x-request-id", b"content-type", b"content-length", b"origin", b"host", b"accept",
+        b"transfer-encoding", b"connection", b"expect", b"upgrade", b"access-control-request-method",
+    ]
+)  # fmt: skip
 VALUES = st.binary(max_size=40) | st.sampled_from([b"application/json", b"chunked", b"-1", b"1e9", b"\xff"])
 METHODS = st.sampled_from([b"GET", b"POST", b"OPTIONS", b"DELETE", b"BREW"])
 TARGETS = st.sampled_from([b"/v1/completions", b"/v1/models/x", b"/ready", b"/metrics", b"*"])
@@ -157,9 +159,9 @@ EVIL = st.sampled_from(
     ]
 )  # fmt: skip
 FIELDS = [
-    "model", "prompt", "messages", "tools", "response_format", "chat_template", "tokenizer", "adapter", "lora",
+    "model", "prompt", "messages", "tools", "response_format", "chat_template", "tokenizer", "adapter",
     "user", "metadata", "stop", "image_url", "file", "suffix", "guided_grammar", "chat_template_kwargs",
-    "mm_processor_kwargs", "documents", "add_generation_prompt", "structured_outputs", "service_tier",
+    "mm_processor_kwargs", "documents", "add_generation_prompt", "structured_outputs", "service_tier", "lora",
 ]  # fmt: skip
 SHAPES = st.sampled_from(
     [

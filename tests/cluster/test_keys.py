@@ -68,7 +68,8 @@ def test_removing_by_id(tmp_path: Path) -> None:
 
 
 NO_FILES = [
-    "", "[]", "{}", '{"format": "rankforge-keys", "version": 2, "keys": []}', '{"keys": [{"name": "a"}]}', "\xff",
+    "", "[]", "{}", "\xff", '{"keys": [{"name": "a"}]}',
+    '{"format": "rankforge-keys", "version": 2, "keys": []}',
 ]  # fmt: skip
 
 

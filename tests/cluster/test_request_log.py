@@ -51,9 +51,8 @@ def test_what_a_line_says(written: io.StringIO, tmp_path: Path) -> None:
     user = keys.add("alice")
     with client_of(FakeEngine(TOKENS), keys_file=keys.path) as client:
         headers = {**user, "x-request-id": "mine-1"}
-        answer = client.post(
-            "/v1/completions?key=hidden", json={**COMPLETION, "n": 2}, headers=headers
-        ).json()
+        url, body = "/v1/completions?key=hidden", {**COMPLETION, "n": 2}
+        answer = client.post(url, json=body, headers=headers).json()
         (line,) = lines(written, 1)
     usage = answer["usage"]
     assert 0 < line.pop("first_token_s") <= line.pop("seconds") < 60 and line.pop("time") > 1.7e9
@@ -76,9 +75,8 @@ def test_what_a_line_says(written: io.StringIO, tmp_path: Path) -> None:
 def test_no_words_unless_they_are_asked_for(written: io.StringIO, stream: bool) -> None:
     messages = [{"role": "user", "content": SECRET}]
     with client_of(FakeEngine(TOKENS)) as client:
-        client.post(
-            "/v1/chat/completions", json={**CHAT, "messages": messages, "stream": stream, "stop": SECRET}
-        )
+        chat = {**CHAT, "messages": messages, "stream": stream, "stop": SECRET}
+        client.post("/v1/chat/completions", json=chat)
         client.post("/v1/completions", json={**COMPLETION, "prompt": [SECRET], "n": 99, "user": SECRET})
         client.post("/v1/completions", json={"model": SECRET, "prompt": SECRET})
         client.post("/tokenize", json={"prompt": SECRET})
@@ -101,7 +99,7 @@ def test_refusals_and_probes(written: io.StringIO, tmp_path: Path) -> None:
     with client_of(FakeEngine(TOKENS), keys_file=keys.path) as client:
         client.get("/health")
         client.get("/ready")
-        client.get("/v1/" + "a" * 500 + "\n%0a{%22")
+        client.get("/v1/%0a{%22" + "a" * 500)
         unknown, long = lines(written, 2)
     assert (unknown["path"], unknown["status"], unknown["error"]) == ("/ready", 401, "invalid_request_error")
     assert unknown["key"] is None and len(long["path"]) == 200
