@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -14,6 +15,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from builders.errors import RankforgeError
 from cluster.access import Access
@@ -25,6 +27,7 @@ from cluster.api_guard import Guard, NoAdministration
 from cluster.api_models import Plain
 from cluster.api_service import Service
 from cluster.api_watch import Watch
+from cluster.connection import send_json
 from cluster.keyring import Keyring
 from cluster.request_record import record_of
 from cluster.served_model import ServedModel
@@ -57,7 +60,7 @@ def create_app(opening: Opening, config: ApiConfig, *, access: Access | None = N
         Route("/ready", plain.ready),
         Route("/metrics", plain.metrics),
         Route("/admin/drain", plain.drain, methods=["POST", "DELETE"]),
-        Route("/openapi.json", _document),
+        Route("/openapi.json", _Document(has_keys=access.keys_file is not None)),
     ]
     service.counts.routes = frozenset(route.path for route in routes)
     return Starlette(
@@ -92,8 +95,14 @@ _CORS: dict[str, Any] = {
 """What a page may send and read. No cookies: a key is sent on purpose."""
 
 
-async def _document(_request: Request) -> Response:
-    return Response(msgspec.json.encode(document()), media_type="application/json")
+@dataclass(frozen=True, kw_only=True)
+class _Document:
+    """Of what is served here."""
+
+    has_keys: bool
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send_json(send, msgspec.json.encode(document(has_keys=self.has_keys)))
 
 
 async def _refused(request: Request, error: Exception) -> Response:
