@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from builders.errors import UserError
@@ -23,6 +23,9 @@ class Access:
     """/metrics takes no key."""
     cors_origins: tuple[str, ...] = ()
     """Of pages that browsers let use the API, such as https://chat.example.com; * is every page."""
+    only_local: bool = False
+    """Without keys: requests that name another host than this machine are refused, as a page makes them that
+    has given its own name this machine's address. `bound` says where."""
     log_requests: bool = True
     """A line of JSON for every request."""
     log_prompts: bool = False
@@ -36,13 +39,16 @@ class Access:
             raise UserError("cors_origins: * without keys_file lets every page use the server; name pages")
 
 
-def check_host(host: str, access: Access, *, insecure: bool = False) -> None:
-    """Refuse to listen where others can reach a server that asks for no key."""
-    if access.keys_file is None and not insecure and not is_loopback(host):
+def bound(access: Access, host: str, *, insecure: bool = False) -> Access:
+    """Of a server that listens at this host. One that asks for no key is not to be reached by others."""
+    if access.keys_file is not None or insecure:
+        return access
+    if not is_loopback(host):
         raise UserError(
             f"--host {host}: without API keys a server listens on loopback alone; name a --keys_file "
             "(`rankforge keys add` makes one), or say --insecure"
         )
+    return replace(access, only_local=True)
 
 
 def is_loopback(host: str) -> bool:

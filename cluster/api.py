@@ -23,7 +23,7 @@ from cluster.api_config import ApiConfig
 from cluster.api_document import document
 from cluster.api_errors import ApiError, api_error
 from cluster.api_generate import CHAT, COMPLETION, Generate
-from cluster.api_guard import Guard, NoAdministration
+from cluster.api_guard import Guard, Keyless
 from cluster.api_models import Plain
 from cluster.api_service import Service
 from cluster.api_watch import Watch
@@ -84,7 +84,7 @@ def _middleware(access: Access, service: Service) -> list[Middleware]:
         found.append(Middleware(CORSMiddleware, allow_origins=access.cors_origins, **_CORS))
     if access.keys_file:
         return [*found, Middleware(Guard, Keyring(access.keys_file), open_metrics=access.open_metrics)]
-    return [*found, Middleware(NoAdministration)]
+    return [*found, Middleware(Keyless, only_local=access.only_local)]
 
 
 _CORS: dict[str, Any] = {

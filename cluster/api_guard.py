@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from cluster.access import is_loopback
 from cluster.api_errors import ApiError
 from cluster.connection import send_error
 from cluster.key_limits import KeyUse
@@ -49,17 +52,37 @@ class Guard:
         return use
 
 
-class NoAdministration:
+class Keyless:
     """In its place where there are no keys: nobody is an administrator. /metrics is as open as all else."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
+    def __init__(self, app: ASGIApp, *, only_local: bool) -> None:
+        self._app, self._only_local = app, only_local
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] in ADMINISTRATIVE - {"/metrics"}:
-            await send_error(send, _closed("an admin key; this server has no --keys_file"))
+        refusal = self._refusal(scope) if scope["type"] == "http" else None
+        if refusal:
+            await send_error(send, refusal)
         else:
             await self._app(scope, receive, send)
+
+    def _refusal(self, scope: Scope) -> ApiError | None:
+        if self._only_local and not all(_is_local(name) for key, name in scope["headers"] if key == b"host"):
+            return ApiError(
+                status=403,
+                message="This server answers to localhost alone: it has no --keys_file",
+                code="host_not_allowed",
+            )
+        if scope["path"] in ADMINISTRATIVE - {"/metrics"}:
+            return _closed("an admin key; this server has no --keys_file")
+        return None
+
+
+_PORT = re.compile(r":[0-9]*$")
+
+
+def _is_local(host: bytes) -> bool:
+    """A Host header: a name or an address, and a port."""
+    return is_loopback(_PORT.sub("", host.decode("latin-1")))
 
 
 def _closed(needed: str) -> ApiError:

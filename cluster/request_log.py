@@ -27,7 +27,8 @@ def log_requests_to(stream: TextIO) -> None:
 def log_request(record: RequestRecord) -> None:
     """Probes that succeed are not worth a line."""
     if LOG.isEnabledFor(logging.INFO) and not (record.path in _PROBES and record.status == 200):
-        LOG.info("%s", _ENCODE(line_of(record)).decode())
+        line = _ENCODE(line_of(record)).decode()
+        LOG.handle(logging.LogRecord(LOG.name, logging.INFO, __file__, 0, line, (), None))  # no stack is read
 
 
 def line_of(record: RequestRecord) -> dict[str, Any]:

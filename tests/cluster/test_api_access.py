@@ -13,7 +13,7 @@ import openai
 import pytest
 
 from builders.errors import UserError
-from cluster.access import Access, check_host
+from cluster.access import Access, bound
 from cluster.api_keys import KeyRecord, made, write_keys
 from tests.cluster.api_server import fake_app, serving
 from tests.cluster.fake_engine import FakeEngine
@@ -251,16 +251,31 @@ def test_a_requests_name_is_in_its_errors(keys: Keys) -> None:
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.9.1", "localhost", "::1", "[::1]", "::ffff:127.0.0.1"])
 def test_without_keys_it_listens_here(host: str) -> None:
-    check_host(host, Access())
+    assert bound(Access(), host).only_local
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "", "10.0.0.1", "example.com", "localhost.evil.com", "0"])
 def test_without_keys_it_listens_nowhere_else(host: str, keys: Keys) -> None:
     with pytest.raises(UserError, match="without API keys a server listens on loopback alone") as refusal:
-        check_host(host, Access())
+        bound(Access(), host)
     assert "\n" not in str(refusal.value)
-    check_host(host, Access(), insecure=True)
-    check_host(host, Access(keys_file=keys.path))
+    for access in (bound(Access(), host, insecure=True), bound(Access(keys_file=keys.path), host)):
+        assert not access.only_local
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("localhost", 200), ("localhost:8000", 200), ("127.0.0.1:1", 200), ("[::1]:8000", 200), ("::1", 403),
+        ("rebound.example:8000", 403), ("localhost.evil.com", 403), ("127.0.0.1.evil.com", 403), ("", 403),
+        ("localhost:8000@evil.com", 403), ("0.0.0.0:8000", 403),
+    ],
+)  # fmt: skip
+def test_a_page_that_has_taken_this_machines_address(host: str, status: int) -> None:
+    with client_of(None, only_local=True) as client:
+        assert client.get("/v1/models", headers={"host": host}).status_code == status
+        assert client.get("/health", headers={"host": host}).status_code == status
+        assert client.get("/health").status_code == 200
 
 
 def test_the_openai_package_has_its_errors(keys: Keys) -> None:
