@@ -54,5 +54,10 @@ class Counts:
 
     def end(self, record: RequestRecord) -> None:
         """A request has its answer, or will get none."""
-        route = record.path if record.path in self.routes else "other"
-        self.answers[route, str(record.status)] += 1
+        self.answers[self._route(record.path), str(record.status)] += 1
+
+    def _route(self, path: str) -> str:
+        """The routes' own words: callers choose no labels."""
+        if path in self.routes:
+            return path
+        return "/v1/models/{model}" if path.startswith("/v1/models/") else "other"

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.engine_stats import Buckets
+from actors.engine_stats import Buckets, EngineStats
 from actors.generator import Generator
 from actors.messages import Request
 from actors.meter import Meter
@@ -92,6 +93,7 @@ def test_of_a_real_engine(tmp_path: Path) -> None:
     assert stats.step_tokens and stats.step_tokens.total == 12 + 4 + 2 * 4
     assert stats.queue_seconds and sum(stats.queue_seconds.counts) == 2
     assert stats.step_seconds and sum(stats.step_seconds.counts) == sum(stats.step_tokens.counts)
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(stats), type=EngineStats) == stats
 
 
 def _request(name: str) -> Request:

@@ -257,4 +257,6 @@ def test_several_models_and_what_did_not_end_well() -> None:
         assert counted("kv_cache_usage_perc", model_name="one") == 0.25
         assert counted("http_requests_total", route="/v1/completions", status="404") == 1
         assert counted("http_requests_total", route="other", status="404") == 1
+        client.get("/v1/models/one")
+        assert counted("http_requests_total", route="/v1/models/{model}", status="200") == 1
         assert "three" not in client.get("/metrics").text and "never" not in client.get("/metrics").text
