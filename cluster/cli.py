@@ -22,6 +22,7 @@ from cluster.convert_options import ConvertOptions
 from cluster.demo_options import DemoOptions
 from cluster.inspect_options import InspectOptions
 from cluster.jobs_options import JobOptions, JobsOptions
+from cluster.key_commands import keys
 from cluster.options import command
 from cluster.progress import stderr_reporter
 from cluster.run_options import RunOptions
@@ -215,9 +216,12 @@ def jobs_cancel(options: JobOptions) -> None:
     _print(record.to_json(), f"{record.id}: {record.state_now}", as_json=options.json)
 
 
+app.add_typer(keys)
+
+
 @command(app, DemoOptions, name="demo")
 def demo(options: DemoOptions) -> None:
-    """Everything that works so far, on a tiny model made on the spot."""
+    """Convert, build and serve the tiny chat model that comes with the project, and talk to it."""
     from cluster.demo import demo as run
 
     run(options, Console())

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from actors.detokenizer import Words
 from actors.open_generator import GeneratorOptions, open_generator
 from builders.errors import UserError
+from cluster.access import Access
 from cluster.api import create_app
 from cluster.api_config import ApiConfig
 from cluster.encoder import Encoder
@@ -28,6 +29,7 @@ def local_app(
     engine_dir: Path,
     config: ApiConfig | None = None,
     *,
+    access: Access | None = None,
     name: str | None = None,
     generator: GeneratorOptions | None = None,
     tokenizer_dir: Path | None = None,
@@ -50,7 +52,7 @@ def local_app(
         finally:
             await model.close()
 
-    return create_app(opening, config)
+    return create_app(opening, config, access=access)
 
 
 def served(

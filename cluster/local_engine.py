@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol
 
+from actors.engine_stats import EngineStats
 from actors.messages import Request, Tokens
 from builders.errors import BusyError, RankforgeError, UserError, WorkerError
 from cluster.engine_client import EngineLoad, ModelFacts
@@ -25,6 +26,9 @@ MAX_WAITING = 256
 
 class OwnedSource(TokenSource, Protocol):
     """A generator that its thread ends."""
+
+    def stats(self) -> EngineStats:
+        """What it has done so far, for any thread."""
 
     def close(self) -> None: ...
 
@@ -89,6 +93,9 @@ class LocalEngine:
             waiting=self._waiting,
             failure=self._failure,
         )
+
+    def stats(self) -> EngineStats:
+        return self._source.stats()
 
     async def close(self) -> None:
         """Returns when the generator is closed."""
