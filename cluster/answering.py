@@ -34,7 +34,7 @@ class Answering:
     def __init__(self, model: ServedModel, name: str, wishes: Sequence[Wish]) -> None:
         self._model, self._wishes = model, wishes
         self._names = {f"{name}-{number}": number for number in range(len(wishes))}
-        self._cached = 0
+        self._cached = [0] * len(wishes)
         self.texts = [_growing(model, wish) for wish in wishes for _ in range(wish.params.n)]
 
     def __enter__(self) -> Answering:
@@ -65,7 +65,7 @@ class Answering:
             prompt_tokens=prompts,
             completion_tokens=generated,
             total_tokens=prompts + generated,
-            prompt_tokens_details=PromptDetails(cached_tokens=self._cached),
+            prompt_tokens_details=PromptDetails(cached_tokens=sum(self._cached)),
         )
 
     def _take(self, news: Tokens) -> tuple[int, Growth] | None:
@@ -75,7 +75,7 @@ class Answering:
         if text.finish:
             return None
         if news.usage and news.index == 0:
-            self._cached += news.usage.cached_tokens
+            self._cached[number] = news.usage.cached_tokens
         growth = text.take(news)
         if text.finish and not news.finish:
             self._model.engine.cancel(news.request, news.index)

@@ -1,4 +1,4 @@
-"""Random histories: everyone gets the text it would get alone, in time, and no block is lost."""
+"""Random histories, deaths included: everyone gets the text it would get alone, in time; no block is lost."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from contextlib import suppress
 from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from msgspec.structs import replace
 
-from actors.messages import Request, StepResult, Tokens
+from actors.messages import Begun, Request, StepResult, Tokens, decode, encode
 from actors.sampling_params import SamplingParams
 from actors.scheduler import Scheduler
 from builders.errors import UserError
@@ -79,11 +80,15 @@ class Histories(RuleBasedStateMachine):
             max_beam_width=max_beam_width,
             tokens_per_block=4,
         )
-        self.scheduler = Scheduler(
-            self.limits, num_blocks, eos=[EOS], lanes=lanes, draft_tokens=drafts, scored_tokens=scored
-        )
-        self.ranks = FakeRanks(num_blocks, 4)
         self.ahead, self.scored = ahead, scored
+
+        def open_scheduler() -> Scheduler:
+            return Scheduler(
+                self.limits, num_blocks, eos=[EOS], lanes=lanes, draft_tokens=drafts, scored_tokens=scored
+            )
+
+        self.open_scheduler, self.open_ranks = open_scheduler, lambda: FakeRanks(num_blocks, 4)
+        self.scheduler, self.ranks = open_scheduler(), self.open_ranks()
         self.awaited: deque[StepResult] = deque()
         self.requests: dict[str, Request] = {}
         self.cancelled: set[tuple[str, int]] = set()
@@ -129,6 +134,31 @@ class Histories(RuleBasedStateMachine):
             assert text not in self.cancelled, "nothing is told of what was cancelled"
             assert not self.news[text] or self.news[text][-1].finish is None, "nothing comes after the end"
             self.news[text].append(news)
+
+    @rule()
+    def die(self) -> None:
+        """All that is left are the requests, and what was told of them."""
+        remaining = self.scheduler.remaining()
+        assert [self.told(request) for request in remaining] == remaining
+        self.awaited.clear()
+        self.scheduler, self.ranks = self.open_scheduler(), self.open_ranks()
+        for request in remaining:
+            self.scheduler.add(decode(Request, encode(request)))
+
+    def told(self, remaining: Request) -> Request:
+        """The same request, from the news of it."""
+        request = self.requests[remaining.id]
+        if request.params.num_beams > 1:
+            return request
+        assert remaining.begun is not None, "it says what there is"
+        texts, cached = [], remaining.begun.cached_tokens
+        for index in range(request.params.n):
+            news = self.news[request.id, index]
+            has_ended = (request.id, index) in self.cancelled or (news and news[-1].finish)
+            texts.append(None if has_ended else tuple(token for one in news for token in one.tokens))
+            if news and news[0].usage:
+                assert cached == news[0].usage.cached_tokens or not all(texts)
+        return replace(request, begun=Begun(tuple(texts), cached))
 
     @rule(times=st.integers(1, 8))
     def work(self, times: int) -> None:
@@ -176,6 +206,7 @@ class Histories(RuleBasedStateMachine):
         assert usage is not None, "the last news say what it took"
         assert (usage.prompt_tokens, usage.output_tokens) == (len(request.prompt), len(text))
         assert usage.cached_tokens < len(request.prompt)
+        assert news[0].usage and news[0].usage.prompt_tokens == len(request.prompt)
         stops = {*params.stop_token_ids, *(() if params.ignore_eos else (EOS,))}
         assert news[-1].finish == ("stop" if text[-1] in stops else "length") or params.min_tokens
         assert [one for details in news[1:] for one in details.prompt_logprobs] == []
