@@ -49,6 +49,12 @@ class EngineLoad:
     """Requests that have none yet."""
     failure: str | None = None
     """Why it takes no requests."""
+    recovering: str | None = None
+    """Why its ranks are being started anew: requests are taken, and wait."""
+    recoveries: int = 0
+    """How often that was done."""
+    recovering_s: float = 0.0
+    """How long it took, all together."""
 
 
 class EngineClient(Protocol):
