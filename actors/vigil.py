@@ -88,7 +88,7 @@ class Vigil:
         self._suspicion = self._suspicion or (time.monotonic(), str(error))
         while self._failure is None and not self._over:
             time.sleep(_LOOK_S)
-        raise WorkerError(self._failure or str(error)) from error
+        raise WorkerError(self._failure or str(error)) from (self._error or error)
 
     def close(self) -> None:
         """Look no longer."""

@@ -74,8 +74,10 @@ class Site:
     opened: list[Watched] = field(default_factory=list)
     sources: list[RecoveringSource] = field(default_factory=list)
     url: str = ""
+    attempts: int = 0
 
     def open(self) -> Generator:
+        self.attempts += 1
         options = GeneratorOptions(num_blocks=NUM_BLOCKS, bounds=Bounds(start_s=100, silent_s=2.0))
         generator = open_generator(self.folder, options)
         assert isinstance(generator._ranks, RankGroup)
@@ -240,3 +242,34 @@ def test_nobody_is_lost(
     assert site.source.recoveries == recoveries + 1
     assert any(cause in record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING)
     assert max(struck.admitted.values()) > 1 or max(site.ranks.admitted.values()) > 1, "the cache was full"
+
+
+def test_a_group_without_work_is_watched(site: Site) -> None:
+    site.wait(ready=True)
+    recoveries = site.source.recoveries
+    os.kill(site.ranks.group.where[1].pid, signal.SIGKILL)
+    assert "its process died" in site.wait(ready=False)
+    site.wait(ready=True)
+    assert site.source.recoveries == recoveries + 1
+
+
+def test_a_damaged_engine_is_opened_once(made: Made) -> None:
+    """Every caller is told what happened first, and why it was the end."""
+    folder = made.engine("damaged", max_seq_len=400, tp_size=2)
+    with running(folder, made) as site:
+        with readers(site) as reading:
+            damage(folder / "rank1.safetensors")
+            os.kill(site.ranks.group.where[1].pid, signal.SIGKILL)
+            done = [future.result() for _, future in reading]
+        said = site.is_ready()
+        assert not said[0] and site.attempts == 2
+        for words in [said[1], *(one.error or "" for one in done)]:
+            assert "its process died" in words and "it cannot be opened again: " in words
+            assert "rank1.safetensors" in words
+
+
+def damage(file: Path) -> None:
+    """A copy without its last byte takes its place: who has mapped it keeps what it had."""
+    draft = file.with_suffix(".draft")
+    draft.write_bytes(file.read_bytes()[:-1])
+    draft.rename(file)
