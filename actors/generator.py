@@ -10,7 +10,8 @@ from msgspec.structs import replace
 
 from actors.messages import Order, Request, StepPlan, StepResult, Tokens, packed, slots_of
 from actors.ranks import Ranks
-from actors.sampler import check_tokens, with_seed
+from actors.sampler import check_tokens
+from actors.sampling_params import with_seed
 from actors.scheduler import Scheduler
 from builders.engine_manifest import EngineManifest
 from builders.limits import Limits
