@@ -170,11 +170,11 @@ def _cause(error: BaseException | None) -> str:
     if error is None:
         return "it stopped, though nobody told it to"
     if isinstance(error, RayError):
-        return f"its process died ({_exit_detail(str(error))})"
+        return f"its process died ({exit_detail(str(error))})"
     return f"{type(error).__name__}: {error}"
 
 
-def _exit_detail(text: str) -> str:
+def exit_detail(text: str) -> str:
     """The part of Ray's message that says how."""
     for mark in ("Worker exit detail: ", "The actor is dead because "):
         if mark in text:

@@ -26,7 +26,7 @@ _LOG = logging.getLogger("rankforge.recovery")
 class Patience:
     """How often, and how soon after each other, ranks are started anew."""
 
-    failures: int = 6
+    failures: int = 8
     """Of ranks or of their start, one after another without a token between them: then the engine fails."""
     first_wait_s: float = 0.5
     """After the second failure; the first is not waited after, and each wait doubles the one before."""

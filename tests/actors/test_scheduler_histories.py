@@ -199,6 +199,7 @@ class Histories(RuleBasedStateMachine):
         assert (usage.prompt_tokens, usage.output_tokens) == (len(request.prompt), len(text))
         assert usage.cached_tokens < len(request.prompt)
         assert news[0].usage and news[0].usage.prompt_tokens == len(request.prompt)
+        assert params.n > 1 or news[0].usage.cached_tokens == usage.cached_tokens
         stops = {*params.stop_token_ids, *(() if params.ignore_eos else (EOS,))}
         assert news[-1].finish == ("stop" if text[-1] in stops else "length") or params.min_tokens
         assert [one for details in news[1:] for one in details.prompt_logprobs] == []
