@@ -51,6 +51,7 @@ class Site:
     gate: threading.Event = field(default_factory=threading.Event)
     """Nothing is opened while it is closed."""
     opened: list[Mortal] = field(default_factory=list)
+    num_blocks: int = NUM_BLOCKS
 
     def __post_init__(self) -> None:
         self.gate.set()
@@ -59,9 +60,9 @@ class Site:
         self.gate.wait()
         if self.errors:
             raise self.errors.pop(0)
-        ranks = Mortal(RankSetup(engine_dir=self.folder, rank=0, num_blocks=NUM_BLOCKS), self)
+        ranks = Mortal(RankSetup(engine_dir=self.folder, rank=0, num_blocks=self.num_blocks), self)
         self.opened.append(ranks)
-        return planned(ranks, NUM_BLOCKS, read_engine(self.folder), ())
+        return planned(ranks, self.num_blocks, read_engine(self.folder), ())
 
     @property
     def are_closed(self) -> list[bool]:
@@ -376,3 +377,55 @@ def test_who_cannot_go_on_is_told_and_others_do(site: Site) -> None:
         await engine.close()
 
     asyncio.run(main())
+
+
+def test_waits_grow_up_to_a_bound() -> None:
+    patience = Patience(first_wait_s=1.0, longest_wait_s=5.0)
+    assert [patience.wait_s(failures) for failures in range(1, 7)] == [0, 1, 2, 4, 5, 5]
+
+
+@pytest.mark.parametrize(("steady_s", "survives"), [(0.0, True), (1e9, False)])
+def test_failures_without_work_add_up_if_they_follow_each_other(
+    steady_s: float, survives: bool, site: Site
+) -> None:
+    def fail() -> None:
+        site.failure = WorkerError("rank 1: its process died")
+        while source.has_work:
+            assert source.step() == []
+
+    with recovering(site, Patience(failures=2, steady_s=steady_s)) as source:
+        fail()
+        if not survives:
+            with pytest.raises(WorkerError, match="its process died; 2 failures in a row"):
+                fail()
+            return
+        fail()
+        source.add(wish("r"))
+        assert finished(source)[0][-1].finish
+
+
+def test_a_search_that_is_tried_does_not_hold_up_the_others(site: Site) -> None:
+    """It has no token before its end."""
+    site.fate, site.num_blocks = killing(2, 3), 32
+    with recovering(site) as source:
+        source.add(wish("search", 40, num_beams=2, ignore_eos=True))
+        for name in "ab":
+            source.add(wish(name))
+        news, lost = finished(source)
+    assert not lost and [one.request for one in news if one.finish] == ["a", "b", "search"]
+
+
+def test_what_a_smaller_cache_cannot_hold_is_told(site: Site) -> None:
+    """As on a GPU of which others have taken memory meanwhile."""
+    site.fate = killing(3)
+    with recovering(site) as source:
+        source.add(wish("large", 40))
+        source.add(wish("small"))
+        site.num_blocks = 8
+        news, lost = finished(source)
+    assert [one.request for one in news if one.finish] == ["small"]
+    (error,) = lost
+    assert error.request == "large"
+    assert str(error).startswith(
+        "the request cannot go on: prompt of 3 tokens and 40 more: may take 11 blocks "
+    )
