@@ -35,8 +35,8 @@ from tests.cluster.run_engines import Made, make
 pytestmark = pytest.mark.usefixtures("local_ray")
 
 PROMPTS = ["once upon a time", "there was", "a rank", "which did not answer", "any more"]
-TOKENS = 300
-NUM_BLOCKS = 100
+TOKENS = 160
+NUM_BLOCKS = 56
 """Less than three of the texts take: they send each other back to wait."""
 
 
@@ -130,7 +130,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
 
 @pytest.fixture(scope="module", params=["tp_size", "pp_size"])
 def site(request: pytest.FixtureRequest, made: Made) -> Iterator[Site]:
-    folder = made.engine(request.param, max_seq_len=400, **{request.param: 2})
+    folder = made.engine(request.param, max_seq_len=256, **{request.param: 2})
     with running(folder, made) as site:
         yield site
 
@@ -255,7 +255,7 @@ def test_a_group_without_work_is_watched(site: Site) -> None:
 
 def test_a_damaged_engine_is_opened_once(made: Made) -> None:
     """Every caller is told what happened first, and why it was the end."""
-    folder = made.engine("damaged", max_seq_len=400, tp_size=2)
+    folder = made.engine("damaged", max_seq_len=256, tp_size=2)
     with running(folder, made) as site:
         with readers(site) as reading:
             damage(folder / "rank1.safetensors")
