@@ -8,7 +8,9 @@ from types import TracebackType
 
 from msgspec.structs import replace
 
+from actors.engine_stats import EngineStats
 from actors.messages import Order, Request, StepPlan, StepResult, Tokens, packed, slots_of
+from actors.meter import Meter
 from actors.ranks import Ranks
 from actors.sampler import check_tokens
 from actors.sampling_params import with_seed
@@ -37,6 +39,7 @@ class Generator:
         self.manifest, self.eos = manifest, eos
         self._plans: deque[StepPlan] = deque()
         self._last = LastTokens()
+        self._meter = Meter()
 
     @property
     def limits(self) -> Limits:
@@ -52,10 +55,13 @@ class Generator:
         vocab_size = self.manifest.checkpoint.spec.vocab_size
         check_tokens(request.params, (*request.prompt, *known), vocab_size)
         self._scheduler.add(_seeded(request))
+        self._meter.arrive(request.id)
 
     def cancel(self, request: str, index: int | None = None) -> None:
         """End a request's texts, or one of them, without further news; if they ended already, do nothing."""
         self._scheduler.cancel(request, index)
+        if index is None:
+            self._meter.leave(request)
 
     def remaining(self) -> list[Request]:
         """What is to be done still: another generator gives what this one would have, if this one fails."""
@@ -69,6 +75,7 @@ class Generator:
         """Wait for the oldest step under way; the news that it brings."""
         while len(self._plans) < self._pace.steps and (plan := self._scheduler.schedule()):
             self._plans.append(plan)
+            self._meter.begin(plan)
             self._ranks.submit(Order(plan, self._last.of(plan) if self._pace.fed else b""))
         if not self._plans:
             assert not self._scheduler.has_work, "whoever waits for nothing is planned"
@@ -77,7 +84,13 @@ class Generator:
         plan = self._plans.popleft()
         if self._pace.fed:
             self._last.take(plan, result)
-        return self._scheduler.update(result)
+        news = self._scheduler.update(result)
+        self._meter.end(plan, is_last=not self._scheduler.has_work)
+        return news
+
+    def stats(self) -> EngineStats:
+        """What it has done so far; may be asked for by any thread."""
+        return self._meter.stats(self._scheduler)
 
     def check_integrity(self) -> None:
         """Nothing is lost, nothing held that should not be: see `Scheduler.check_integrity`."""

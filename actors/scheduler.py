@@ -14,7 +14,7 @@ from actors.chunks import Room
 from actors.drafts import prompt_lookup
 from actors.kv_cache import KVCache
 from actors.messages import Chunk, Request, Run, StepPlan, StepResult, Tokens, bits_of
-from actors.residents import Residents
+from actors.residents import Residents, Tally
 from actors.sequences import Lane, Sequence
 from actors.texts import Issued, Texts, check_request
 from builders.limits import SCORED_TOKENS, Limits
@@ -55,6 +55,18 @@ class Scheduler:
     @property
     def num_running(self) -> int:
         return len(self._residents.running)
+
+    @property
+    def num_blocks(self) -> int:
+        return self._residents.cache.num_blocks
+
+    @property
+    def num_blocks_used(self) -> int:
+        return self.num_blocks - self._residents.cache.num_available
+
+    @property
+    def tally(self) -> Tally:
+        return self._residents.tally
 
     def check_integrity(self) -> None:
         """The cache's own, and that nobody has blocks who should not."""

@@ -21,6 +21,7 @@ from cluster.completion import Group, install_completion, normalize, show_comple
 from cluster.convert_options import ConvertOptions
 from cluster.demo_options import DemoOptions
 from cluster.inspect_options import InspectOptions
+from cluster.key_commands import keys
 from cluster.options import command
 from cluster.progress import stderr_reporter
 from cluster.run_options import RunOptions
@@ -174,6 +175,9 @@ def store_unpin(options: PinOptions) -> None:
     from cluster.store import unpin
 
     print(f"unpinned {unpin(options.store_dir, options.key)}")
+
+
+app.add_typer(keys)
 
 
 @command(app, DemoOptions, name="demo")

@@ -1,4 +1,4 @@
-"""What the API needs of an engine, wherever it runs: four methods, all of which a remote one can have too."""
+"""What the API needs of an engine, wherever it runs: five methods, all of which a remote one can have too."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from actors.engine_stats import EngineStats
 from actors.messages import Request, Tokens
 from builders.engine_manifest import EngineManifest
 from builders.limits import Limits
@@ -51,10 +52,6 @@ class EngineLoad:
     """Why it takes no requests."""
     recovering: str | None = None
     """Why its ranks are being started anew: requests are taken, and wait."""
-    recoveries: int = 0
-    """How often that was done."""
-    recovering_s: float = 0.0
-    """How long it took, all together."""
 
 
 class EngineClient(Protocol):
@@ -75,6 +72,9 @@ class EngineClient(Protocol):
 
     def load(self) -> EngineLoad:
         """Costs nothing: asked for with every request."""
+
+    def stats(self) -> EngineStats:
+        """What it has counted of its own work: of a remote one, as was heard last."""
 
     async def close(self) -> None:
         """Streams that are open end with an error."""

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from actors.detokenizer import Words
 from actors.open_generator import GeneratorOptions, open_generator
 from builders.errors import UserError
+from cluster.access import Access
 from cluster.api import create_app
 from cluster.api_config import ApiConfig
 from cluster.encoder import Encoder
@@ -29,6 +30,7 @@ def local_app(
     engine_dir: Path,
     config: ApiConfig | None = None,
     *,
+    access: Access | None = None,
     name: str | None = None,
     generator: GeneratorOptions | None = None,
     tokenizer_dir: Path | None = None,
@@ -53,7 +55,7 @@ def local_app(
         finally:
             await model.close()
 
-    return create_app(opening, config)
+    return create_app(opening, config, access=access)
 
 
 def served(

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol
 
+from actors.engine_stats import EngineStats
 from actors.messages import Request, Tokens
 from builders.errors import BusyError, RankforgeError, RequestError, UserError, WorkerError
 from cluster.engine_client import EngineLoad, ModelFacts
@@ -27,6 +28,9 @@ _LOOK_S = 0.25
 
 class OwnedSource(TokenSource, Protocol):
     """A generator that its thread ends. A step may raise RequestError, and then another follows."""
+
+    def stats(self) -> EngineStats:
+        """What it has done so far, for any thread."""
 
     def close(self) -> None: ...
 
@@ -91,6 +95,9 @@ class LocalEngine:
             waiting=self._waiting,
             failure=self._failure,
         )
+
+    def stats(self) -> EngineStats:
+        return self._source.stats()
 
     async def close(self) -> None:
         """Returns when the generator is closed."""

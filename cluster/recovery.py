@@ -10,6 +10,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import NoReturn
 
+from actors.engine_stats import EngineStats, continued
 from actors.messages import Request, Tokens
 from builders.engine_manifest import EngineManifest
 from builders.errors import ArtifactError, RequestError, UserError, WorkerError
@@ -70,9 +71,8 @@ class RecoveringSource:
         self._abandoned = False
         self._changed = threading.Condition()
         self.recovering: str | None = None
-        """Why nothing is done now; this and the next two are for any thread."""
-        self.recoveries = 0
-        self.recovering_s = 0.0
+        """Why nothing is done now; for any thread."""
+        self._counted = EngineStats(), self._source
 
     @property
     def manifest(self) -> EngineManifest:
@@ -114,6 +114,11 @@ class RecoveringSource:
         if self._trouble:
             self._get_over(self._trouble, news)
         return news
+
+    def stats(self) -> EngineStats:
+        """Of all ranks that there were; for any thread."""
+        before, source = self._counted
+        return continued(before, source.stats())
 
     def abandon(self) -> None:
         """From any thread: a recovery, if there is one, ends with its cause."""
@@ -189,8 +194,8 @@ class RecoveringSource:
             self._trials.forget(request.id)
 
     def _has_recovered(self, seconds: float) -> None:
-        self.recoveries += 1
-        self.recovering_s += seconds
+        once = EngineStats(recoveries=1, recovery_seconds=seconds)
+        self._counted = continued(self.stats(), once), self._source
         self.recovering = None
         _LOG.warning("%s: its ranks are ready again after %.1f s", self._name, seconds)
 
@@ -244,13 +249,7 @@ class RecoveringEngine(LocalEngine):
         self._recovery = source
 
     def load(self) -> EngineLoad:
-        source = self._recovery
-        return dataclasses.replace(
-            super().load(),
-            recovering=source.recovering,
-            recoveries=source.recoveries,
-            recovering_s=source.recovering_s,
-        )
+        return dataclasses.replace(super().load(), recovering=self._recovery.recovering)
 
     async def close(self) -> None:
         """A recovery is not waited for."""

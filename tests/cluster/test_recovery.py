@@ -132,8 +132,12 @@ def test_texts_are_those_of_an_undisturbed_run(params: dict[str, Any], seed: int
     site = Site(folder, fate)
     with recovering(site) as source:
         same(generate(source, PROMPTS, wanted, words=None), expected)
-        assert source.recoveries > 0 and source.recovering is None and source.recovering_s > 0
-    assert len(site.opened) == 1 + source.recoveries and all(site.are_closed)
+        assert (
+            source.stats().recoveries > 0
+            and source.recovering is None
+            and source.stats().recovery_seconds > 0
+        )
+    assert len(site.opened) == 1 + source.stats().recoveries and all(site.are_closed)
 
 
 def same(found: Sequence[Result], expected: Sequence[Result]) -> None:
@@ -224,7 +228,7 @@ def test_what_waits_for_its_trial_can_be_cancelled(site: Site) -> None:
         source.add(Request("a", (5,) * 25, SamplingParams(n=2)))  # takes several steps to its first token
         for name in "bcd":
             source.add(wish(name, n=2))
-        while source.recoveries < 2:
+        while source.stats().recoveries < 2:
             assert source.step() == []
         assert source.step() == [] and source._trials.current == "a"
         source.cancel("b", 1)
@@ -340,7 +344,7 @@ def test_meanwhile_requests_wait_and_are_cancelled(site: Site) -> None:
         site.gate.set()
         found = [await read(stream) for stream in streams]
         await eventually(lambda: engine.load().recovering is None)
-        assert engine.load().recoveries == 1 and engine.load().recovering_s > 0
+        assert engine.stats().recoveries == 1 and engine.stats().recovery_seconds > 0
         await engine.close()
         texts = [[token for one in news for token in one.tokens] for news in found]
         assert texts[1] == texts[2] == expected and texts[3] == []
@@ -354,9 +358,9 @@ def test_meanwhile_requests_wait_and_are_cancelled(site: Site) -> None:
 def test_ranks_that_fail_while_they_wait_are_replaced(site: Site) -> None:
     async def main() -> None:
         engine = opened(site)
-        assert engine.load().recoveries == 0
+        assert engine.stats().recoveries == 0
         site.failure = WorkerError("rank 1: its process died")
-        await eventually(lambda: engine.load().recoveries == 1)
+        await eventually(lambda: engine.stats().recoveries == 1)
         assert (await read(engine.submit(wish("r"))))[-1].finish
         await engine.close()
 

@@ -224,7 +224,7 @@ def test_nobody_is_lost(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     site.wait(ready=True)
-    struck, recoveries, where = site.ranks, site.source.recoveries, site.ranks.group.where[1]
+    struck, recoveries, where = site.ranks, site.source.stats().recoveries, site.ranks.group.where[1]
     with readers(site) as reading:
         strike(site)
         said = site.wait(ready=False)
@@ -239,18 +239,18 @@ def test_nobody_is_lost(
         tokens = len(site.made.tokenizer.encode(one.prompt))
         assert one.usage and (one.usage["prompt_tokens"], one.usage["completion_tokens"]) == (tokens, TOKENS)
     until(lambda: not site.source.has_work)
-    assert site.source.recoveries == recoveries + 1
+    assert site.source.stats().recoveries == recoveries + 1
     assert any(cause in record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING)
     assert max(struck.admitted.values()) > 1 or max(site.ranks.admitted.values()) > 1, "the cache was full"
 
 
 def test_a_group_without_work_is_watched(site: Site) -> None:
     site.wait(ready=True)
-    recoveries = site.source.recoveries
+    recoveries = site.source.stats().recoveries
     os.kill(site.ranks.group.where[1].pid, signal.SIGKILL)
     assert "its process died" in site.wait(ready=False)
     site.wait(ready=True)
-    assert site.source.recoveries == recoveries + 1
+    assert site.source.stats().recoveries == recoveries + 1
 
 
 def test_a_damaged_engine_is_opened_once(made: Made) -> None:
