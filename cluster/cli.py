@@ -182,7 +182,7 @@ app.add_typer(keys)
 
 @command(app, DemoOptions, name="demo")
 def demo(options: DemoOptions) -> None:
-    """Everything that works so far, on a tiny model made on the spot."""
+    """Convert, build and serve the tiny chat model that comes with the project, and talk to it."""
     from cluster.demo import demo as run
 
     run(options, Console())
