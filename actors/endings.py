@@ -30,12 +30,12 @@ def cause_of(error: BaseException | None) -> str:
     if error is None:
         return "it stopped, though nobody told it to"
     if isinstance(error, _DEATHS):
-        return f"its process died ({_exit_detail(str(error))})"
+        return f"its process died ({exit_detail(str(error))})"
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text if len(text) <= MOST_CHARS else text[:MOST_CHARS] + ' ...'}"
 
 
-def _exit_detail(text: str) -> str:
+def exit_detail(text: str) -> str:
     """The part of Ray's message that says how."""
     for mark in ("Worker exit detail: ", "The actor is dead because "):
         if mark in text:

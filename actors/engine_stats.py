@@ -6,6 +6,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 
 class Distribution(Struct, frozen=True, array_like=True):
@@ -40,6 +41,31 @@ class EngineStats(Struct, frozen=True, array_like=True):
     """That steps computed."""
     queue_seconds: Distribution | None = None
     """That requests waited for a slot and blocks."""
+    recovery_seconds: float = 0.0
+    """That passed from failures to ranks that were ready again."""
+
+
+def continued(before: EngineStats, now: EngineStats) -> EngineStats:
+    """Of ranks that took the places of others: the cache is theirs, what was counted is of both."""
+    return replace(
+        now,
+        prefix_queries=before.prefix_queries + now.prefix_queries,
+        prefix_hits=before.prefix_hits + now.prefix_hits,
+        preemptions=before.preemptions + now.preemptions,
+        recoveries=before.recoveries + now.recoveries,
+        recovery_seconds=before.recovery_seconds + now.recovery_seconds,
+        step_seconds=_joined(before.step_seconds, now.step_seconds),
+        step_tokens=_joined(before.step_tokens, now.step_tokens),
+        queue_seconds=_joined(before.queue_seconds, now.queue_seconds),
+    )
+
+
+def _joined(before: Distribution | None, now: Distribution | None) -> Distribution | None:
+    if before is None or now is None:
+        return before or now
+    assert before.bounds == now.bounds, "both are of one kind"
+    counts = tuple(a + b for a, b in zip(before.counts, now.counts, strict=True))
+    return Distribution(now.bounds, counts, before.total + now.total)
 
 
 class Buckets:

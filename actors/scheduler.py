@@ -89,6 +89,10 @@ class Scheduler:
         """End a request's texts, or one of them, without further news; if they ended already, do nothing."""
         self._texts.cancel(request, index)
 
+    def remaining(self) -> list[Request]:
+        """What is to be done still, each request with all that was told of it: other ranks can go on."""
+        return self._texts.remaining()
+
     def schedule(self) -> StepPlan | None:
         """The next step, of the next lane that has one; None while only results can bring more to compute.
 

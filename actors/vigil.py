@@ -60,6 +60,7 @@ class Vigil:
         self._steps: dict[int, float] = {}
         self._suspicion: tuple[float, str] | None = None
         self._failure: str | None = None
+        self._error: BaseException | None = None
         self._over = False
         self._thread = threading.Thread(target=self._run, name="vigil", daemon=True)
         self._thread.start()
@@ -70,9 +71,9 @@ class Vigil:
         return len(self._ready) == len(self._ranks)
 
     def check(self) -> None:
-        """Raise what has gone wrong."""
+        """Raise what has gone wrong: from what a rank raised, if that was it."""
         if self._failure is not None:
-            raise WorkerError(self._failure)
+            raise WorkerError(self._failure) from self._error
 
     def began(self, step: int) -> None:
         """An answer is expected from now on."""
@@ -87,7 +88,7 @@ class Vigil:
         self._suspicion = self._suspicion or (time.monotonic(), str(error))
         while self._failure is None and not self._over:
             time.sleep(_LOOK_S)
-        raise WorkerError(self._failure or str(error)) from error
+        raise WorkerError(self._failure or str(error)) from (self._error or error)
 
     def close(self) -> None:
         """Look no longer."""
@@ -118,6 +119,7 @@ class Vigil:
         for rank in [rank for rank, serving in self._serving.items() if serving in ended]:
             error = ending(self._serving.pop(rank))
             if not isinstance(error, PeerError):
+                self._error = error
                 return f"{self._named(rank)}: {cause_of(error)}"
             self._suspicion = self._suspicion or (time.monotonic(), str(error))
         return None
@@ -145,5 +147,9 @@ class Vigil:
         return f"step {step} is not done after {self._bounds.step_s:g} s; not through it: {', '.join(behind)}"
 
     def _named(self, rank: int) -> str:
-        where = self._ranks[rank]
-        return f"rank {rank} on node {where.host} (pid {where.pid})"
+        return named(rank, self._ranks[rank])
+
+
+def named(rank: int, where: Whereabouts) -> str:
+    """As failures call it."""
+    return f"rank {rank} on node {where.host} (pid {where.pid})"

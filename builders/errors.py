@@ -11,7 +11,8 @@ RankforgeError
 ├── BusyError            no room now; the same may be taken later
 ├── AccuracyError        a model that is worse than was asked for; names measure and threshold (exit code 1)
 └── WorkerError          a rank's worker died or raised; names the rank and the cause (exit code 1)
-    └── PeerError        a wait for other ranks that ended without them; names those that were missing
+    ├── PeerError        a wait for other ranks that ended without them; names those that were missing
+    └── RequestError     one request that cannot go on, while others do; names the cause
 """
 
 
@@ -61,3 +62,11 @@ class WorkerError(RankforgeError):
 
 class PeerError(WorkerError):
     """A rank waited for others in vain; the message names both."""
+
+
+class RequestError(WorkerError):
+    """One request cannot go on; the engine does, with the others."""
+
+    def __init__(self, request: str, message: str) -> None:
+        super().__init__(message)
+        self.request = request

@@ -45,7 +45,7 @@ class Answering:
     ) -> None:
         self._model, self._wishes = model, wishes
         self._names = {f"{name}-{number}": number for number in range(len(wishes))}
-        self._cached = 0
+        self._cached = [0] * len(wishes)
         self.texts = [_growing(model, wish) for wish in wishes for _ in range(wish.params.n)]
         self._watch = TokenWatch(counts, record, self.prompt_tokens, self.texts)
 
@@ -56,7 +56,7 @@ class Answering:
         self, _kind: type[BaseException] | None, error: BaseException | None, _trace: TracebackType | None
     ) -> None:
         if not isinstance(error, BusyError | UserError):  # nothing was begun
-            self._watch.end(self._cached, has_failed=isinstance(error, Exception))
+            self._watch.end(sum(self._cached), has_failed=isinstance(error, Exception))
         for name in self._names:
             self._model.engine.cancel(name)
 
@@ -89,7 +89,7 @@ class Answering:
             prompt_tokens=prompts,
             completion_tokens=generated,
             total_tokens=prompts + generated,
-            prompt_tokens_details=PromptDetails(cached_tokens=self._cached),
+            prompt_tokens_details=PromptDetails(cached_tokens=sum(self._cached)),
         )
 
     def _take(self, news: Tokens) -> tuple[int, Growth] | None:
@@ -99,7 +99,7 @@ class Answering:
         if text.finish:
             return None
         if news.usage and news.index == 0:
-            self._cached += news.usage.cached_tokens
+            self._cached[number] = news.usage.cached_tokens
         growth = text.take(news)
         if text.finish and not news.finish:
             self._model.engine.cancel(news.request, news.index)

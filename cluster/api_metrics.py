@@ -36,7 +36,10 @@ _GAUGES: Mapping[str, tuple[str, Number]] = {
         "Blocks of the cache that sequences hold; 1 is all.",
         lambda one: one.stats.cache_blocks_used / max(1, one.stats.cache_blocks),
     ),
-    "engine_ready": ("Whether the engine takes requests.", lambda one: one.load.failure is None),
+    "engine_ready": (
+        "Whether the engine takes requests.",
+        lambda one: not (one.load.failure or one.load.recovering),
+    ),
 }
 _COUNTERS: Mapping[str, tuple[str, Number]] = {
     "prompt_tokens": ("Tokens of prompts that got a token.", lambda one: one.counts.prompt_tokens),
@@ -48,6 +51,7 @@ _COUNTERS: Mapping[str, tuple[str, Number]] = {
     "prefix_cache_hits": ("Tokens of prompts found in the cache.", lambda one: one.stats.prefix_hits),
     "num_preemptions": ("Sequences sent back to wait for want of blocks.", lambda one: one.stats.preemptions),
     "recoveries": ("Ranks started again after one failed.", lambda one: one.stats.recoveries),
+    "recovery_seconds": ("That they took to be ready again.", lambda one: one.stats.recovery_seconds),
 }
 _HISTOGRAMS: Mapping[str, tuple[str, Spread]] = {
     "time_to_first_token_seconds": (

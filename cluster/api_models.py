@@ -63,7 +63,8 @@ class Plain:
     async def ready(self, _request: Request) -> Response:
         """Every model takes requests."""
         self._service.check_draining()
-        failures = [load.failure for load in self._service.loads().values() if load.failure]
+        loads = self._service.loads().values()
+        failures = [why for load in loads if (why := load.failure or load.recovering)]
         if failures or not self._service.models:
             raise failed("; ".join(failures) or "no model is served yet")
         return _json(Status("ready"))

@@ -50,6 +50,8 @@ class EngineLoad:
     """Requests that have none yet."""
     failure: str | None = None
     """Why it takes no requests."""
+    recovering: str | None = None
+    """Why its ranks are being started anew: requests are taken, and wait."""
 
 
 class EngineClient(Protocol):

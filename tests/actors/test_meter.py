@@ -8,7 +8,7 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.engine_stats import Buckets, EngineStats
+from actors.engine_stats import Buckets, Distribution, EngineStats, continued
 from actors.generator import Generator
 from actors.messages import Request
 from actors.meter import Meter
@@ -77,6 +77,18 @@ def test_who_is_sent_back_has_waited_once() -> None:
     admitted = sum(len(plan.admitted) for plan in service.plans)
     assert stats.preemptions == admitted - 3 > 0
     assert (stats.cache_blocks, stats.cache_blocks_used) == (6, 0)
+
+
+def test_counts_go_on_with_other_ranks() -> None:
+    """Sizes are those of the last."""
+    seen = Distribution((1.0,), (2, 3), 9.0)
+    before = EngineStats(cache_blocks=9, cache_blocks_used=4, prefix_hits=3, preemptions=1, step_seconds=seen)
+    now = EngineStats(cache_blocks=8, prefix_hits=2, recoveries=1, step_seconds=seen, queue_seconds=seen)
+    both = Distribution((1.0,), (4, 6), 18.0)
+    assert continued(before, now) == EngineStats(
+        cache_blocks=8, prefix_hits=5, preemptions=1, recoveries=1, step_seconds=both, queue_seconds=seen
+    )
+    assert continued(EngineStats(), now) == now
 
 
 def test_of_a_real_engine(tmp_path: Path) -> None:
