@@ -3,10 +3,11 @@
     python -m benchmarks.serve [--streams 1 16 64] [--tokens 400] [--step_ms 0 5] [--proxy haproxy serve]
 
 Starts a Ray of its own. `us a token` is the processor time of everything in it but the client, less what it
-takes when nobody asks for anything, by token: that of `api`, `replica` and `proxy`, and Ray's own. `and core` is its inverse; `a second` is what the clock says, on a machine that the client shares. `first
-ms` is the median time to the first event of requests that are alone, of which the engine takes what is said
-first. With `--step_ms 5` the engine gives every text a token each 5 ms, so that little is sent at once. The
-goals: 200 us, 1000 tokens a second and core, 5 ms more than the engine takes.
+takes when nobody asks for anything, by token: that of `api`, `replica` and `proxy`, and Ray's own. `and core`
+is its inverse; `a second` is what the clock says, on a machine that the client shares. `first ms` is the
+median time to the first event of requests that are alone, of which the engine takes what is said first. With
+`--step_ms 5` the engine gives every text a token each 5 ms, so that little is sent at once. The goals: 200
+us, 1000 tokens a second and core, 5 ms more than the engine takes.
 """
 
 from __future__ import annotations

@@ -7,17 +7,23 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from msgspec.structs import replace
 from ray.exceptions import RayError, TaskCancelledError
 from ray.serve.exceptions import BackPressureError, RayServeException
 
+from actors.engine_stats import EngineStats, continued
 from actors.messages import Request, Tokens, encode
 from builders.errors import BusyError, RankforgeError, WorkerError
 from cluster.engine_client import EngineLoad, ModelFacts
 from cluster.news_stream import NewsStream
-from cluster.wire import Door, Ended, NewsPort, error_of
+from cluster.wire import Door, Ended, NewsPort, Report, error_of
 
 _LATE_S = 10.0
 """How long news may be under way when the call that they belong to has ended."""
+
+
+_SILENT_S = 15.0
+"""Replicas that have said nothing for so long are gone, or nobody's of here."""
 
 
 class Call(Protocol):
@@ -72,6 +78,10 @@ class RemoteEngine:
         self._running = 0
         self.failure: str | None = None
         """Why it takes no requests, as far as Serve says."""
+        self._gone = EngineStats()
+        """What replicas have counted that are not heard of any more."""
+        self._reports: dict[bytes, tuple[float, Report]] = {}
+        port.listen(facts.name, self._hear)
 
     @property
     def facts(self) -> ModelFacts:
@@ -101,7 +111,31 @@ class RemoteEngine:
 
     def load(self) -> EngineLoad:
         waiting = len(self._visits) - self._running
-        return EngineLoad(running=self._running, waiting=waiting, failure=self.failure)
+        why = next((one.recovering for _, one in self._reports.values() if one.recovering), None)
+        return EngineLoad(running=self._running, waiting=waiting, failure=self.failure, recovering=why)
+
+    def stats(self) -> EngineStats:
+        """Of all replicas that have had a request from here."""
+        self._forget_silent()
+        reports = [report.stats for _, report in self._reports.values()]
+        found = self._gone
+        for stats in reports:
+            found = continued(found, stats)
+        return replace(
+            found,
+            cache_blocks=sum(stats.cache_blocks for stats in reports),
+            cache_blocks_used=sum(stats.cache_blocks_used for stats in reports),
+        )
+
+    def _hear(self, sender: bytes, report: Report) -> None:
+        self._reports[sender] = self._loop.time(), report
+
+    def _forget_silent(self) -> None:
+        now = self._loop.time()
+        for sender, (heard, report) in [*self._reports.items()]:
+            if now - heard > _SILENT_S:
+                del self._reports[sender]
+                self._gone = continued(self._gone, report.stats)
 
     def leave(self) -> None:
         """The model is taken away: no replica will take what none has taken yet."""

@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from actors.messages import Request, decode
@@ -15,11 +16,14 @@ from actors.sampling_params import SamplingParams
 from builders.errors import RankforgeError, WorkerError
 from cluster.engine_client import ModelFacts, facts_of
 from cluster.local_engine import LocalEngine
+from cluster.recovery import RecoveringEngine, RecoveringSource
 from cluster.serve_config import ModelConfig
-from cluster.wire import Door, Dropped, NewsLine
+from cluster.wire import Door, Dropped, NewsLine, Report
 
 _LOG = logging.getLogger("ray.serve")
 _PROOF = "first-token"
+_REPORT_S = 1.0
+"""How often ingresses hear of it, which show it as metrics."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +44,7 @@ class Replica:
     def __init__(self, engine: LocalEngine, card: Card) -> None:
         self.engine, self.card = engine, card
         self._lines: dict[bytes, NewsLine] = {}
+        self._reporting = asyncio.get_running_loop().create_task(self._report())
 
     async def attend(self, data: bytes, door: Door) -> None:
         """Send a request's news to whoever asks, until there are no more, or nobody wants them."""
@@ -62,7 +67,17 @@ class Replica:
         if failure := self.engine.load().failure:
             raise WorkerError(failure)
 
+    async def _report(self) -> None:
+        while True:
+            if self._lines:
+                load, stats = self.engine.load(), self.engine.stats()
+                report = Report(self.card.facts.name, stats, load.recovering)
+                for line in self._lines.values():
+                    line.report(report)
+            await asyncio.sleep(_REPORT_S)
+
     async def close(self) -> None:
+        self._reporting.cancel()
         await self.engine.close()
         for line in [*self._lines.values()]:
             line.close()
@@ -89,9 +104,10 @@ async def open_replica(
 ) -> Replica:
     """Returns when a token has come through every rank."""
     clock = time.monotonic()
-    source = await asyncio.to_thread(open_generator, engine_dir, options)
+    source = await asyncio.to_thread(RecoveringSource, name, partial(open_generator, engine_dir, options))
     loaded = time.monotonic()
-    engine = LocalEngine(source, facts_of(name, source.manifest, source.eos), max_waiting=config.max_ongoing)
+    facts = facts_of(name, source.manifest, source.eos)
+    engine = RecoveringEngine(source, facts, max_waiting=config.max_ongoing)
     try:
         await _prove(engine)
     except RankforgeError:

@@ -11,6 +11,7 @@ from typing import Any
 from builders.errors import UserError
 from builders.keys import content_key
 from builders.plain import from_json
+from cluster.access import Access
 from cluster.api_config import ApiConfig
 from cluster.build_options import BuildOptions
 from cluster.options import declared
@@ -139,6 +140,8 @@ class ServiceConfig:
     """How long requests under way may take when one is to end."""
     limits: ApiConfig = field(default_factory=ApiConfig)
     """What a caller may ask for."""
+    access: Access = field(default_factory=Access)
+    """Who may ask, and what is written down."""
 
     def __post_init__(self) -> None:
         _check_least("replicas", self.replicas, 1)

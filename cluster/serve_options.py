@@ -35,6 +35,14 @@ class ServeOptions(CheckpointOptions):
     )
     port: int | None = option(None, help="Its port; 8000 by default.", group=_SERVICE, least=1, most=65535)
     replicas: int = option(1, help="Groups of ranks, each with all of the model.", group=_SERVICE, least=1)
+    keys_file: Path | None = option(
+        None,
+        help="API keys, as `rankforge keys add` makes them; without one, only this machine is served.",
+        group=_SERVICE,
+    )
+    insecure: bool = option(
+        False, help="Serve other machines without keys: whoever reaches the port may use it.", group=_SERVICE
+    )
     drain_s: float = option(
         30.0, help="How long requests under way may take when the service is to end.", group=_SERVICE, least=0
     )

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from builders.errors import LayoutError, UserError
+from cluster.access import Access, bound
 from cluster.build_options import BuildOptions
 from cluster.engine_maker import needs
 from cluster.options import declared
@@ -74,8 +75,11 @@ def planned(options: ServeOptions) -> Service:
     name = application_name(options.name or _name(options.model))
     if name == API:
         raise UserError(f"--name={name}: is the service's own; choose another")
+    access = bound(Access(keys_file=options.keys_file), options.host or HOST, insecure=options.insecure)
+    keys = str(options.keys_file.absolute()) if options.keys_file else None
+    api = {"drain_s": options.drain_s, "access": {"keys_file": keys, "only_local": access.only_local}}
     applications = [
-        {"name": API, "route_prefix": "/", "import_path": _API_PATH, "args": {"drain_s": options.drain_s}},
+        {"name": API, "route_prefix": "/", "import_path": _API_PATH, "args": api},
         {"name": name, "route_prefix": None, "import_path": _MODEL_PATH, "args": args},
     ]
     http = {"host": options.host or HOST, "port": options.port or PORT}
@@ -108,7 +112,7 @@ def _name(model: str) -> str:
 
 def _of_file(options: ServeOptions) -> Service:
     file = Path(options.model)
-    foreign = options.given - {"model", "host", "port", "address", "drain_s"}
+    foreign = options.given - {"model", "host", "port", "address", "drain_s", "insecure"}
     if foreign:
         raise UserError(f"--{min(foreign)}: {file} says what is served; write it there, or leave it out")
     try:
@@ -127,7 +131,10 @@ def _of_file(options: ServeOptions) -> Service:
             if path == _MODEL_PATH:
                 models[name] = model_config(app.get("args", {}))
             elif path == _API_PATH:
-                service_config(app.get("args", {}))
+                config = service_config(app.get("args", {}))
+                access = bound(config.access, str(http["host"]), insecure=options.insecure)
+                given = {**app.get("args", {}).get("access", {}), "only_local": access.only_local}
+                app["args"] = {**app.get("args", {}), "access": given}
                 api = name
         except UserError as error:
             raise UserError(f"{file}: {name}: {error}") from error

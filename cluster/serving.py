@@ -195,7 +195,7 @@ def _application(config: ServiceConfig) -> ASGIApp:
         async with watched(config.limits, cluster, ray.util.get_node_ip_address()) as catalogue:
             yield catalogue
 
-    return _Nameless(create_app(opening, config.limits))
+    return _Nameless(create_app(opening, config.limits, access=config.access))
 
 
 class _Nameless:

@@ -18,8 +18,9 @@ import zmq
 from msgspec import Struct
 from zmq.utils.monitor import recv_monitor_message
 
+from actors.engine_stats import EngineStats
 from actors.messages import Tokens
-from builders.errors import BusyError, RankforgeError, UserError, WorkerError
+from builders.errors import BusyError, RankforgeError, RequestError, UserError, WorkerError
 
 _BEAT_MS, _SILENT_MS = 2000, 10000
 """How often ZeroMQ asks whether the other end is there, and how long it waits for an answer."""
@@ -36,8 +37,18 @@ class Ended(Struct, frozen=True, array_like=True):
     """A request that has no news any more, for it failed or was refused."""
 
     request: str
-    kind: Literal["user", "busy", "failed"]
+    kind: Literal["user", "busy", "failed", "request"]
+    """Which error it was."""
     message: str
+
+
+class Report(Struct, frozen=True, array_like=True):
+    """How a model's replica is, every so often."""
+
+    model: str
+    stats: EngineStats
+    recovering: str | None = None
+    """Why its ranks are being started anew."""
 
 
 class Posted(Struct, frozen=True, array_like=True):
@@ -47,6 +58,7 @@ class Posted(Struct, frozen=True, array_like=True):
     """Requests that it has from now on."""
     news: tuple[Tokens, ...] = ()
     ended: tuple[Ended, ...] = ()
+    report: Report | None = None
 
 
 class Dropped(Struct, frozen=True, array_like=True):
@@ -127,10 +139,15 @@ class NewsPort:
         number = self._wire.socket.bind_to_random_port(f"tcp://{host}")
         self.door = Door(f"tcp://{host}:{number}", secret)
         self._receivers: dict[str, Receiver] = {}
+        self._listeners: dict[str, Callable[[bytes, Report], None]] = {}
 
     def expect(self, request: str, receiver: Receiver) -> None:
         """Its news are for this one."""
         self._receivers[request] = receiver
+
+    def listen(self, model: str, listener: Callable[[bytes, Report], None]) -> None:
+        """To what the model's replicas say of themselves."""
+        self._listeners[model] = listener
 
     def forget(self, request: str) -> None:
         """Whoever takes it from now on is told that nobody wants it."""
@@ -159,6 +176,8 @@ class NewsPort:
         for ended in posted.ended:
             if receiver := receivers.get(ended.request):
                 receiver.end(ended)
+        if (report := posted.report) and (listener := self._listeners.get(report.model)):
+            listener(sender, report)
 
 
 class NewsLine:
@@ -179,6 +198,7 @@ class NewsLine:
         self._taken: list[str] = []
         self._news: list[Tokens] = []
         self._ended: list[Ended] = []
+        self._report: Report | None = None
         self._is_due = False
 
     def taken(self, request: str) -> None:
@@ -195,6 +215,10 @@ class NewsLine:
         self._ended.append(ended_by(request, error))
         self._post()
 
+    def report(self, report: Report) -> None:
+        self._report = report
+        self._post()
+
     def close(self) -> None:
         if not self._monitor.closed:
             self._loop.remove_reader(self._monitor_fd)
@@ -208,8 +232,8 @@ class NewsLine:
 
     def _send(self) -> None:
         self._is_due = False
-        posted = Posted(tuple(self._taken), tuple(self._news), tuple(self._ended))
-        self._taken, self._news, self._ended = [], [], []
+        posted = Posted(tuple(self._taken), tuple(self._news), tuple(self._ended), self._report)
+        self._taken, self._news, self._ended, self._report = [], [], [], None
         if not self._wire.socket.closed:
             self._wire.send(_ENCODER.encode(posted))
 
@@ -224,17 +248,20 @@ class NewsLine:
                 return
 
 
-_KINDS: dict[str, type[RankforgeError]] = {"user": UserError, "busy": BusyError, "failed": WorkerError}
-
-
 def ended_by(request: str, error: RankforgeError) -> Ended:
     """As it travels."""
-    kind: Literal["user", "busy", "failed"] = "failed"
-    if isinstance(error, UserError | BusyError):
-        kind = "user" if isinstance(error, UserError) else "busy"
-    return Ended(request, kind, str(error))
+    kinds: dict[type[RankforgeError], Literal["user", "busy", "request"]] = {
+        UserError: "user",
+        BusyError: "busy",
+        RequestError: "request",
+    }
+    found = (name for kind, name in kinds.items() if isinstance(error, kind))
+    return Ended(request, next(found, "failed"), str(error))
 
 
 def error_of(ended: Ended) -> RankforgeError:
     """As it was raised."""
-    return _KINDS[ended.kind](ended.message)
+    if ended.kind == "request":
+        return RequestError(ended.request, ended.message)
+    kinds = {"user": UserError, "busy": BusyError, "failed": WorkerError}
+    return kinds[ended.kind](ended.message)
