@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from msgspec.structs import replace
-from ray.exceptions import RayError, TaskCancelledError
+from ray.exceptions import RayActorError, RayError, TaskCancelledError
 from ray.serve.exceptions import BackPressureError, RayServeException
 
 from actors.engine_stats import EngineStats, continued
@@ -16,11 +17,16 @@ from actors.messages import Request, Tokens, encode
 from builders.errors import BusyError, RankforgeError, WorkerError
 from cluster.engine_client import EngineLoad, ModelFacts
 from cluster.news_stream import NewsStream
+from cluster.told import Told
 from cluster.wire import Door, Ended, NewsPort, Report, error_of
 
 _LATE_S = 10.0
 """How long news may be under way when the call that they belong to has ended."""
 
+
+_LOG = logging.getLogger("ray.serve")
+_MOST_LOSSES, _PAUSE_S = 3, 0.2
+"""Replicas that may die with one request, and how long to wait before the next is asked."""
 
 _SILENT_S = 15.0
 """Replicas that have said nothing for so long are gone, or nobody's of here."""
@@ -47,6 +53,13 @@ class _Visit:
     request: str
     stream: NewsStream
     engine: RemoteEngine
+    told: Told
+    """What its caller has, with which another replica goes on."""
+    known_as: str
+    """By the replica: each gets another name for it, so that late news of a dead one are none."""
+    losses: int = 0
+    """Replicas that died with it."""
+    call: Call | None = None
     sender: bytes | None = None
     """The replica that has it."""
 
@@ -54,7 +67,10 @@ class _Visit:
         self.sender = sender
 
     def push(self, news: Tokens) -> None:
+        if self.losses:
+            news = replace(news, request=self.request)
         self.engine._running += not self.stream.has_begun
+        self.told.take(news)
         self.stream.push(news)
         if news.finish:
             self.engine._forget_ended(self)
@@ -74,7 +90,7 @@ class RemoteEngine:
         self._facts, self._attend, self._port = facts, attend, port
         self._loop = asyncio.get_running_loop()
         self._visits: dict[str, _Visit] = {}
-        self._calls: dict[str, tuple[Call, asyncio.Task[None]]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
         self._running = 0
         self.failure: str | None = None
         """Why it takes no requests, as far as Serve says."""
@@ -91,22 +107,30 @@ class RemoteEngine:
         if self.failure:
             raise WorkerError(f"{self._facts.name}: {self.failure}")
         assert request.id not in self._visits, "every request has a name of its own"
-        visit = _Visit(request.id, NewsStream(self._loop, request.params.n), self)
+        told, stream = Told(request), NewsStream(self._loop, request.params.n)
+        visit = _Visit(request.id, stream, self, told, request.id)
         self._visits[request.id] = visit
+        self._send(visit, told.request)
+        task = self._loop.create_task(self._outlast(visit))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return stream
+
+    def _send(self, visit: _Visit, request: Request) -> None:
         self._port.expect(request.id, visit)
-        call = self._attend(encode(request), self._port.door)
-        self._calls[request.id] = call, self._loop.create_task(self._outlast(visit, call))
-        return visit.stream
+        visit.known_as, visit.sender = request.id, None
+        visit.call = self._attend(encode(request), self._port.door)
 
     def cancel(self, request: str, index: int | None = None) -> None:
         visit = self._visits.get(request)
         if visit is None:
             return
         visit.stream.cancel(index)
+        visit.told.cancel(index)
         if visit.sender:
-            self._port.drop(visit.sender, request, index)
-        elif visit.stream.has_ended:
-            self._calls[request][0].cancel()
+            self._port.drop(visit.sender, visit.known_as, index)
+        elif visit.stream.has_ended and visit.call:
+            visit.call.cancel()
         self._forget_ended(visit)
 
     def load(self) -> EngineLoad:
@@ -141,32 +165,54 @@ class RemoteEngine:
         """The model is taken away: no replica will take what none has taken yet."""
         self.failure = "is not served any more"
         for visit in [*self._visits.values()]:
-            if visit.sender is None:
-                self._calls[visit.request][0].cancel()
+            if visit.sender is None and visit.call:
+                visit.call.cancel()
                 visit.fail(WorkerError(f"{self._facts.name}: {self.failure}"))
 
     async def close(self) -> None:
         for visit in [*self._visits.values()]:
             visit.fail(WorkerError(f"{self._facts.name}: the service ends"))
-        calls = [*self._calls.values()]
-        for call, task in calls:
-            call.cancel()
+            if visit.call:
+                visit.call.cancel()
+        tasks = [*self._tasks]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*(task for _, task in calls), return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _outlast(self, visit: _Visit, call: Call) -> None:
-        """Serve's side of a request ends after its news, unless its replica dies."""
+    async def _outlast(self, visit: _Visit) -> None:
+        """Serve's side of a request ends after its news, unless its replica dies: then another goes on."""
         try:
-            await _result(call)
+            while (lost := await self._loss(visit)) and self._goes_on(visit, lost):
+                await asyncio.sleep(_PAUSE_S)
+                if request := visit.told.rest():
+                    self._send(visit, replace(request, id=f"{visit.request}~{visit.losses}"))
         except BackPressureError as error:
             visit.fail(BusyError(f"{self._facts.name}: {error.message}"))
+        except TaskCancelledError:
+            pass
         except (RayError, RayServeException) as error:
-            if not isinstance(error, TaskCancelledError):
-                visit.fail(WorkerError(f"{self._facts.name}: its replica failed: {_first_line(error)}"))
-        else:
-            await self._late(visit)
-        finally:
-            del self._calls[visit.request]
+            visit.fail(WorkerError(f"{self._facts.name}: its replica failed: {_first_line(error)}"))
+
+    async def _loss(self, visit: _Visit) -> RayActorError | None:
+        """Waits for the end of a call; what killed its replica, if that is what ended it."""
+        assert visit.call is not None, "it has been sent"
+        try:
+            await _result(visit.call)
+        except RayActorError as error:
+            return error
+        await self._late(visit)
+        return None
+
+    def _goes_on(self, visit: _Visit, lost: RayActorError) -> bool:
+        self._port.forget(visit.known_as)
+        if visit.stream.has_ended:
+            return False
+        visit.losses += 1
+        if visit.losses > _MOST_LOSSES:
+            visit.fail(WorkerError(f"{self._facts.name}: its replicas die: {_first_line(lost)}"))
+            return False
+        _LOG.warning("%s: a replica died; another goes on with %s", self._facts.name, visit.request)
+        return True
 
     async def _late(self, visit: _Visit) -> None:
         deadline = self._loop.time() + _LATE_S
@@ -178,7 +224,7 @@ class RemoteEngine:
     def _forget_ended(self, visit: _Visit) -> None:
         if visit.stream.has_ended and self._visits.pop(visit.request, None) is not None:
             self._running -= visit.stream.has_begun
-            self._port.forget(visit.request)
+            self._port.forget(visit.known_as)
 
 
 async def _result(call: Call) -> None:

@@ -74,10 +74,19 @@ def wait_for(what: Callable[[], object], timeout_s: float = 60.0) -> None:
 
 
 def replicas(name: str) -> list[str]:
-    """The processes of a model that take requests."""
+    """Those of a model that take requests."""
+    return sorted(one["replica_id"] for one in _replicas(name))
+
+
+def processes(name: str) -> list[int]:
+    """In which they are."""
+    return [one["pid"] for one in _replicas(name)]
+
+
+def _replicas(name: str) -> list[dict[str, Any]]:
     deployments = _details()["applications"].get(name, {}).get("deployments", {})
     found = deployments.get("Model", {}).get("replicas", ())
-    return sorted(one["replica_id"] for one in found if one["state"] == "RUNNING")
+    return [one for one in found if one["state"] == "RUNNING"]
 
 
 def _details() -> dict[str, Any]:

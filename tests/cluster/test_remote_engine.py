@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Generator
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +14,7 @@ import zmq
 from ray.exceptions import ActorDiedError
 from ray.serve.exceptions import BackPressureError
 
-from actors.messages import Request, Tokens
+from actors.messages import Begun, Request, Tokens, decode
 from actors.sampling_params import SamplingParams
 from builders.errors import BusyError, UserError, WorkerError
 from cluster.engine_client import EngineLoad
@@ -37,11 +37,12 @@ class Case:
     port: NewsPort
     remote: RemoteEngine
     calls: list[asyncio.Task[None]]
-    error: BaseException | None = None
-    """Of the next call."""
+    ways: list[Callable[[bytes, Door], Coroutine[Any, Any, None]]]
+    """What the next calls do, the last first; others reach the replica."""
 
     def attend(self, request: bytes, door: Door) -> OneCall:
-        work = _raising(self.error) if self.error else self.replica.attend(request, door)
+        way = self.ways.pop() if self.ways else self.replica.attend
+        work = way(request, door)
         self.calls.append(asyncio.get_running_loop().create_task(work))
         return OneCall(self.calls[-1])
 
@@ -68,7 +69,7 @@ async def case(source: Source | None = None) -> AsyncIterator[Case]:
     source = source or Source()
     card = Card(facts=FACTS, files={}, chat_template=None, seconds={})
     replica, port = Replica(LocalEngine(source, FACTS, max_waiting=4), card), NewsPort(HOST)
-    found = Case(source, replica, port, None, [])  # type: ignore[arg-type]
+    found = Case(source, replica, port, None, [], [])  # type: ignore[arg-type]
     found.remote = RemoteEngine(FACTS, found.attend, port)
     try:
         yield found
@@ -161,8 +162,7 @@ def test_what_a_replica_takes_after_it_was_cancelled_is_dropped() -> None:
         async with case() as it:
             it.remote.submit(request(max_tokens=10**9))
             it.port.forget("a")  # as where the cancellation of the call is lost
-            await until(lambda: it.calls[0].done())
-            assert not it.source.texts
+            await until(lambda: it.calls[0].done() and not it.source.texts)
 
     asyncio.run(main())
 
@@ -204,17 +204,50 @@ def test_an_engine_that_fails_says_why() -> None:
 @pytest.mark.parametrize(
     ("error", "kind", "message"),
     [
-        (ActorDiedError(), WorkerError, "its replica failed: ActorDiedError"),
+        (ActorDiedError(), WorkerError, "its replicas die: ActorDiedError"),
         (BackPressureError(num_queued_requests=3, max_queued_requests=2), BusyError, "max_queued_requests"),
     ],
 )
 def test_what_serve_raises(error: BaseException, kind: type[Exception], message: str) -> None:
     async def main() -> None:
         async with case() as it:
-            it.error = error
+            it.ways += [lambda _request, _door: _raising(error)] * 9
             with pytest.raises(kind, match=message):
                 await read(it.remote.submit(request()))
             assert it.remote.load() == EngineLoad()
+
+    asyncio.run(main())
+
+
+def test_another_replica_goes_on_where_one_died() -> None:
+    """It is told what there is of a text; and the dead one is not heard any more."""
+
+    async def main() -> None:
+        async with case() as it:
+            it.source.max_steps = threading.Semaphore(2)
+            heard: list[Tokens] = []
+            sent: list[Request] = []
+
+            async def dies(data: bytes, door: Door) -> None:
+                attending = asyncio.ensure_future(it.replica.attend(data, door))
+                await until(lambda: len(heard) == 2)
+                attending.cancel()
+                raise ActorDiedError()
+
+            async def lives(data: bytes, door: Door) -> None:
+                sent.append(decode(Request, data))
+                it.source.max_steps.release(10**6)
+                await it.replica.attend(data, door)
+
+            it.ways += [lives, dies]
+            async for batch in it.remote.submit(request(max_tokens=5)):
+                heard += batch
+            assert [one.tokens for one in heard] == [(4,), (3,), (4,), (3,), (2,), (1,), (0,)]
+            assert {one.request for one in heard} == {"a"}
+            (again,) = sent
+            assert (again.id, again.begun) == ("a~1", Begun(((4, 3),)))
+            assert again.params.seed is not None
+            await until(lambda: it.remote.load() == EngineLoad() == it.replica.engine.load())
 
     asyncio.run(main())
 
@@ -235,7 +268,6 @@ def test_a_model_that_is_taken_away_ends_who_waits_and_nobody_else() -> None:
         async with case() as it:
             running = it.remote.submit(request("running"))
             await anext(running)
-            it.error = None
             waiting = it.remote.submit(request("waiting"))
             it.remote.leave()
             with pytest.raises(WorkerError, match="is not served any more"):

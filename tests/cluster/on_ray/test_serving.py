@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,7 +18,7 @@ from cluster.serve_config import application_name
 from cluster.serve_plan import Service
 from tests.cluster.api_server import TEMPLATE
 from tests.cluster.run_engines import Made, make
-from tests.cluster.serve_case import is_ready, serving, wait_for
+from tests.cluster.serve_case import is_ready, processes, serving, wait_for
 
 GREEDY: Any = {"temperature": 0, "max_tokens": 12}
 
@@ -116,3 +118,25 @@ def load(model: str) -> EngineLoad:
         serve.get_deployment_handle(MODEL, application_name(model)).load.remote().result(timeout_s=30)
     )
     return found
+
+
+def test_a_replica_that_is_killed_costs_nobody_a_request(client: openai.OpenAI, service: Service) -> None:
+    """Another one goes on from the tokens that its callers have."""
+    wish: Any = {"model": "one", "prompt": ["the quick", "brown"] * 16, "temperature": 0, "max_tokens": 50}
+
+    def texts(*, is_killed: bool) -> tuple[list[str], int]:
+        found, late = [""] * len(wish["prompt"]), 0
+        for part in client.completions.create(stream=True, extra_body={"ignore_eos": True}, **wish):
+            if is_killed and not late:
+                for pid in processes("one"):
+                    os.kill(pid, signal.SIGKILL)
+            late += 1
+            for choice in part.choices:
+                found[choice.index] += choice.text
+        return found, late
+
+    undisturbed, _ = texts(is_killed=False)
+    before = processes("one")
+    disturbed, parts = texts(is_killed=True)
+    assert disturbed == undisturbed and parts > len(disturbed)
+    wait_for(lambda: processes("one") not in ([], before) and is_ready(service))
