@@ -134,7 +134,8 @@ class Constraints:
         bits = np.full((len(rows), self._width()), -1, dtype=np.int32)
         begun = [(place, text.result()) for place, text in enumerate(texts) if not text.exception()]
         matchers = [(text.matcher, place) for place, text in begun if not text.has_ended]
-        fill_next_token_bitmask_par(self._threads(), matchers, bits)
+        if matchers:
+            fill_next_token_bitmask_par(self._threads(), matchers, bits)
         bits = bits[:, : len(self._all)] & self._all
         only_ends = np.zeros(len(rows), dtype=bool)
         for place, text in begun:

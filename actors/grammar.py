@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+
+JSON_OPTIONS: dict[str, Any] = {"whitespace_pattern": r"( |\n {0,40})?"}
+"""Between the parts of JSON: what models have seen, and not so much that a text could be nothing else."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,18 +6,16 @@ Its limits count work, not seconds: what one rank can compile and follow, every 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from math import lcm
-from typing import Any
+from typing import Any, cast
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 
-from actors.grammar import Grammar
+from actors.grammar import JSON_OPTIONS, Grammar
 from builders.errors import UserError
 
-_SPACES = r"( |\n {0,40})?"
-"""Between the parts of JSON: what models have seen, and not so much that a text could be nothing else."""
 _MOST_MULTIPLE = 10_000
 """Of a `multipleOf`, in its last digit's units, or of several at once: it takes as many states."""
 _LONGEST_ERROR = 240
@@ -40,17 +38,21 @@ def check(matcher: LLMatcher, grammar: Grammar) -> None:
         raise UserError(f"{grammar.kind}: {_line(matcher.get_error())}")
 
 
-def byte_words() -> LLTokenizer:
-    """A word for every byte: enough to tell whether a grammar can be compiled and begun."""
-    return LLTokenizer(TokenizerWrapper(_Bytes()), n_vocab=257, eos_token=[256])
+def byte_words(special: Sequence[str] = ()) -> LLTokenizer:
+    """A word for every byte, and special ones: enough to tell whether a grammar can be compiled and begun."""
+    words = _Bytes(special)
+    return LLTokenizer(TokenizerWrapper(words), n_vocab=len(words.tokens), eos_token=[256])
 
 
 class _Bytes:
     """A tokenizer as llguidance expects it."""
 
     eos_token_id, bos_token_id = 256, None
-    tokens = (*(bytes([value]) for value in range(256)), b"<end>")
-    special_token_ids = (256,)
+
+    def __init__(self, special: Sequence[str]) -> None:
+        names = [name.encode() for name in ("<end>", *special)]
+        self.tokens = [*(bytes([value]) for value in range(256)), *names]
+        self.special_token_ids = [*range(256, len(self.tokens))]
 
     def __call__(self, text: bytes) -> list[int]:
         return [*text]
@@ -61,11 +63,11 @@ def _source(grammar: Grammar) -> str:
         return LLMatcher.grammar_from_regex(grammar.text)
     if grammar.kind == "lark":
         return LLMatcher.grammar_from_lark(grammar.text)
-    _check_multiples(json.loads(grammar.text))
-    return LLMatcher.grammar_from_json_schema(grammar.text, overrides={"whitespace_pattern": _SPACES})
+    check_multiples(json.loads(grammar.text))
+    return LLMatcher.grammar_from_json_schema(grammar.text, overrides=cast(Any, JSON_OPTIONS))
 
 
-def _check_multiples(schema: Any) -> None:
+def check_multiples(schema: Any) -> None:
     """This alone is not bounded by llguidance's limits."""
     both = lcm(*(Fraction(str(one)).numerator for one in _multiples(schema)))
     if both > _MOST_MULTIPLE:

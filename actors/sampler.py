@@ -1,8 +1,8 @@
 """Chooses tokens from logits on the device, every row as its request wants it.
 
 The order: biases, penalties, grammars, ends that come too early, temperature, top-k, top-p, min-p, a draw.
-`sample` never waits for the device. Without grammars it reads nothing from the host but what its `needs` say, so
-a CUDA graph can hold it for every number of rows, needs and `layout`.
+`sample` never waits for the device. Without grammars it reads nothing from the host but what its `needs` say,
+so a CUDA graph can hold it for every number of rows, needs and `layout`.
 
 From equal logits a row's token does not depend on the other rows. Devices differ in the last digit of a
 logarithm, so about one draw in a million, between tokens that are nearly even, may differ between them.

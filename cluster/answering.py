@@ -9,6 +9,7 @@ from types import TracebackType
 
 from actors.messages import Request, Tokens
 from actors.sampling_params import SamplingParams
+from builders.errors import UserError
 from cluster.api_answers import PromptDetails, Usage
 from cluster.engine_client import Batch
 from cluster.growing_text import GrowingText, Growth, growing
@@ -74,6 +75,8 @@ class Answering:
         text = self.texts[index]
         if text.finish:
             return None
+        if news.failure:
+            raise UserError(news.failure)
         if news.usage and news.index == 0:
             self._cached += news.usage.cached_tokens
         growth = text.take(news)

@@ -8,7 +8,9 @@ from contextlib import contextmanager
 from cluster.api_config import ApiConfig
 from cluster.api_errors import ApiError, failed, full, invalid
 from cluster.engine_client import EngineLoad
+from cluster.grammar_checks import GrammarChecks
 from cluster.served_model import ServedModel
+from cluster.structured import Form
 
 
 class Service:
@@ -18,6 +20,7 @@ class Service:
         self.config = config
         self.models: dict[str, ServedModel] = {}
         """By the names that callers use; those that are ready."""
+        self.grammars = GrammarChecks(config)
         self._streams = 0
 
     def serve(self, models: Sequence[ServedModel]) -> None:
@@ -47,6 +50,12 @@ class Service:
             yield
         finally:
             self._streams -= 1
+
+    async def check_form(self, form: Form, model: ServedModel) -> None:
+        """Refuse what no text of the model can be held to."""
+        if not model.facts.eos:
+            raise invalid(f"'{form.param}': {model.facts.name} has no token that ends a text", form.param)
+        await self.grammars.check(form)
 
     def check_prompts(self, count: int) -> None:
         """Refuse a request for too many."""
