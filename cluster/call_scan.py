@@ -29,6 +29,8 @@ class CallScan:
     _new: str = ""
     """Of the arguments, and not taken yet."""
     _is_value: bool = False
+    _is_quoted: bool = False
+    """The arguments are a text, which says what they are."""
 
     def add(self, text: str) -> int:
         """Characters that belong to the object."""
@@ -42,7 +44,7 @@ class CallScan:
 
     def taken(self) -> str:
         """What is new of the arguments. Those that are a text are taken once they are whole."""
-        if self._new.startswith('"'):
+        if self._is_quoted and not self.is_done:
             return ""
         new, self._new = self._new, ""
         return new
@@ -88,6 +90,8 @@ class CallScan:
         elif character in ",}":
             self._ends_value()
             self.is_done = character == "}"
+            if self.is_done and self._is_quoted:
+                self._new = _plain(self._new) or ""
         elif character in "{[":
             self._depth += 1
             self._keep(character)
@@ -100,6 +104,7 @@ class CallScan:
 
     def _keep(self, character: str) -> None:
         if self._is_value and self._key in (self.arguments_key, "arguments", "parameters"):
+            self._is_quoted = self._is_quoted if self.has_begun else character == '"'
             self._new += character
             self.has_begun = True
         else:
@@ -108,8 +113,6 @@ class CallScan:
     def _ends_value(self) -> None:
         if self._key == "name" and self._is_value:
             self.name = _plain(self._part)
-        if self._new.startswith('"'):
-            self._new = _plain(self._new) or ""
         self._key, self._part, self._is_value = None, "", False
 
 

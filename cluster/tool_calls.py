@@ -84,7 +84,7 @@ class ToolReader:
         if self.form.always_marked or self._has_said:
             return None
         bare = len(self._text) - len(self._text.lstrip(" \n\t;" if self.num_calls else " \n\t"))
-        return (bare, bare) if self._text[bare : bare + 1] == "{" else None
+        return (0, bare) if self._text[bare : bare + 1] == "{" else None
 
     def _may_begin(self) -> int:
         """Characters at the end that may be the beginning of a mark."""
@@ -114,8 +114,9 @@ class ToolReader:
             self._is_told, self._held = True, ""
             self.num_calls += 1
             self._put(Called(self.num_calls - 1, scan.name))
-        piece = scan.taken() if scan.has_begun or not scan.is_done else scan.nothing()
-        if self._is_told and piece:
+        if not self._is_told:
+            return
+        if piece := scan.taken() if scan.has_begun or not scan.is_done else scan.nothing():
             self._put(Arguments(self.num_calls - 1, piece))
 
     def _after_call(self) -> bool:
