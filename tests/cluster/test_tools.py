@@ -142,11 +142,15 @@ def fake() -> Iterator[openai.OpenAI]:
 def test_calls_are_found(fake: openai.OpenAI) -> None:
     number = len(byte_level().encode(TEXT, add_special_tokens=False))
     wish = {**ASKED, "model": "fake", "max_tokens": number, "logprobs": True}
+    wish["extra_body"] = {"ignore_eos": True}  # the fake engine has others
     (choice,) = fake.chat.completions.create(**wish).choices
     assert (choice.message.content, check_calls(choice.message.tool_calls)) == ("Well. ", ["weather"])
-    with fake.chat.completions.stream(**wish) as stream:
-        (streamed,) = stream.get_final_completion().choices
-    assert (streamed.message.content, check_calls(streamed.message.tool_calls)) == ("Well. ", ["weather"])
+    deltas = [part.choices[0].delta for part in fake.chat.completions.create(stream=True, **wish)]
+    calls = [call for delta in deltas for call in delta.tool_calls or ()]
+    assert "".join(delta.content or "" for delta in deltas) == "Well. "
+    assert [call.function.name for call in calls if call.function and call.function.name] == ["weather"]
+    arguments = [call.function.arguments or "" for call in calls if call.function]
+    assert json.loads("".join(arguments)) == {"city": "Ulm", "days": 2} and len(arguments) > 3
     assert choice.logprobs and choice.logprobs.content and len(choice.logprobs.content) == number
     plain = fake.chat.completions.create(**{**wish, "tool_choice": "none"}).choices[0].message
     assert (plain.content, plain.tool_calls) == (TEXT, None)
