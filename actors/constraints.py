@@ -45,13 +45,20 @@ class Allowed:
 
     def applied(self, scores: Tensor) -> Tensor:
         """Scores [R, V], and minus infinity for what these rows may not get."""
-        shifts = torch.arange(32, dtype=torch.int32, device=scores.device)
-        allowed = (self.bits[:, :, None] >> shifts & 1).bool().flatten(1)[:, : scores.shape[1]]
-        return scores.index_copy(0, self.rows, scores[self.rows].masked_fill(~allowed, NEVER))
+        refused = ~_spread(self.bits)[:, : scores.shape[1]]
+        return scores.index_copy(0, self.rows, scores[self.rows].masked_fill(refused, NEVER))
 
     def but_ends(self, where: Tensor) -> Tensor:
         """Rows [R] bool without those that can do nothing but end."""
         return where.index_copy(0, self.rows, where[self.rows] & ~self.only_ends)
+
+
+def _spread(bits: Tensor) -> Tensor:
+    """[K, V] bool"""
+    if bits.device.type == "cpu":
+        return torch.from_numpy(np.unpackbits(bits.numpy().view(np.uint8), axis=1, bitorder="little")).bool()
+    shifts = torch.arange(32, dtype=torch.int32, device=bits.device)
+    return (bits[:, :, None] >> shifts & 1).bool().flatten(1)
 
 
 @dataclass(kw_only=True)

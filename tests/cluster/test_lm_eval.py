@@ -133,7 +133,7 @@ def test_loglikelihood_rolling(made: Made, samples: Samples) -> None:
     for sample in samples["rolling"]:
         tokens = made.tokenizer.encode(sample["doc"]["question"])
         ((told,),) = sample["resps"]
-        (given, _) = likelihoods(made, [made.tokenizer.eos_token_id, *tokens])
+        (given, _) = likelihoods(made, [made.tokenizer.bos_token_id, *tokens])
         assert float(told) == pytest.approx(given.sum().item(), abs=1e-3)
 
 

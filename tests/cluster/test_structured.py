@@ -134,7 +134,7 @@ def test_texts_are_of_their_schema(seed: int, client: openai.OpenAI) -> None:
 
 REGEXES = (
     r"[a-z]{3,9}@[a-z]{2,5}\.(com|org)",
-    r"(\d{3}-){2}\d{4}",
+    r"([0-9]{3}-){2}[0-9]{4}",
     r"[A-Z][a-z]{0,5}( [A-Z][a-z]{0,5}){1,3}\.",
 )
 
