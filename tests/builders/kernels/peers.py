@@ -48,10 +48,10 @@ def summed(parts: Sequence[Tensor], residual: Tensor | None = None) -> Tensor:
 
 
 def random_parts(ranks: int, words: int, dtype: torch.dtype, seed: int) -> list[Tensor]:
-    """A call's tensors, of words of 4 bytes."""
+    """A call's tensors, of words of 4 bytes, each where a device's kernels take it."""
     generator = torch.Generator().manual_seed(seed)
     shape = (ranks, words * 4 // dtype.itemsize)
-    return list(torch.randn(shape, generator=generator).to(dtype).unbind(0))
+    return [part.clone() for part in torch.randn(shape, generator=generator).to(dtype)]
 
 
 def together(calls: Sequence[Sequence[Tensor]], blocks: int) -> list[list[Tensor]]:

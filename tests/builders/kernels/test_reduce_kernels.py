@@ -26,15 +26,15 @@ def test_sum_of_ranks(dtype: torch.dtype, ranks: int, added: bool, run: Runner) 
     """To the bit, and so the same on all of them; the last block is not full."""
     torch.manual_seed(0)
     buffers = buffers_of(ranks, 6)
-    parts = torch.randn(ranks, 3, 242).to(dtype)
+    parts = [torch.randn(3, 242).to(dtype) for _ in range(ranks)]
     residual = torch.randn(3, 242).to(dtype) if added else None
-    outs = torch.empty_like(parts)
+    outs = [torch.empty_like(part) for part in parts]
     for rank in range(ranks):
         run(push(parts[rank], buffers[rank]))
     for rank in range(ranks):
         run(take(parts[rank], buffers[rank], outs[rank], residual))
     for out in outs:
-        assert torch.equal(out, summed(list(parts), residual))
+        assert torch.equal(out, summed(parts, residual))
 
 
 def test_what_does_not_fit_is_refused() -> None:
