@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ from tests.actors.scenario import LIMITS
 from tests.actors.test_detokenizer import CORPUS
 from tests.actors.wishes import EOS, Wish, ends_of, prompt_of, wish_of
 from tests.builders.test_engine import build
+from tests.cluster.test_build import make
+from tests.cluster.test_convert import go
 from tests.convert_tools import convert_opened
 from tests.oracle import llama, random_model
 
@@ -83,15 +86,19 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=words, bos_token="<s>", eos_token="</s>")
 
 
-def held(folder: Path, mapping: Mapping) -> Held:
+def held(folder: Path, mapping: Mapping, *, target: str = "cpu") -> Held:
+    """Interpreted on a CPU; on a GPU in float32, so that greedy tokens are the oracle's."""
     words, model = tokenizer(), random_model(llama(vocab_size=VOCAB))
     model.save_pretrained(folder / "model")
     words.save_pretrained(folder / "model")
-    engine = build(
-        convert_opened(open_folder(folder / "model"), mapping, folder / "engine"),
-        compiled=False,
-        limits=LIMITS,
-    )
+    if target == "cpu":
+        checkpoint = convert_opened(open_folder(folder / "model"), mapping, folder / "engine")
+        engine = build(checkpoint, compiled=False, limits=LIMITS)
+    else:
+        go(folder / "model", folder / "checkpoint", dtype="float32", tp_size=mapping.tp_size)
+        engine = folder / "engine"
+        make(folder / "checkpoint", engine, no_compile=False, target=target, **vars(LIMITS))
+        (engine / "generation_config.json").write_text(json.dumps({"eos_token_id": EOS}))
     words.save_pretrained(engine / "tokenizer")
     return Held(model=model, tokenizer=words, engine=engine)
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from actors.generator import Pace
 from actors.grammar import Grammar
@@ -49,6 +50,19 @@ def test_everyone_gets_what_transformers_gives(
     scenario.check(subject.model)
     admitted = [one for plan in scenario.plans for one in plan.admitted if one.params.grammar]
     assert any(len(one.tokens) > 4 * one.num_prompt for one in admitted), "a text was interrupted"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("draft_tokens", [0, 3])
+def test_everyone_gets_the_same_on_a_gpu(draft_tokens: int, tmp_path: Path) -> None:
+    """Steps are ahead of results there, graphs hold some of them, and a kernel draws."""
+    subject = held(tmp_path, Mapping(), target="cuda")
+    options = GeneratorOptions(num_blocks=FEW_BLOCKS, draft_tokens=draft_tokens)
+    with open_generator(subject.engine, options) as generator:
+        scenario = Scenario(generator, company(subject))
+        scenario.run()
+    scenario.check(subject.model)
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
