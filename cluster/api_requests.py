@@ -135,8 +135,9 @@ class Function(Struct, frozen=True, kw_only=True, omit_defaults=True):
     name: str
     description: str | None = None
     parameters: dict[str, Any] | None = None
-    """A JSON schema."""
+    """A JSON schema. Calls that are forced are held to it."""
     strict: bool | None = None
+    """Then a schema that cannot be kept in all is refused; else it is kept as far as it goes."""
 
 
 class Tool(Struct, frozen=True, kw_only=True):
