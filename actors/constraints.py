@@ -74,14 +74,20 @@ class _Text:
     barred: Words
     """What may not come before `min_tokens`."""
     has_ended: bool = False
+    is_lost: bool = False
+    """A token came that was allowed, and is none of the grammar's."""
 
     def add(self, token: int) -> None:
         """An end that did not end the text is the last that the grammar hears of."""
-        self.has_ended = self.has_ended or self.matcher.try_consume_tokens([token]) == 0
+        if not self.has_ended and self.matcher.try_consume_tokens([token]) == 0:
+            self.has_ended = True
+            self.is_lost = not (self.ends | self.eos)[token // 32] >> token % 32 & 1
 
     def close(self, words: Words) -> bool:
         """Ends, where there may be one; whether there is nothing else."""
         check(self.matcher, self.grammar)
+        if self.is_lost:
+            raise UserError(f"{self.grammar.kind}: the tokenizer has a part of it in a token that is no text")
         words &= ~self.eos
         if self.has_ended or self.matcher.is_stopped():
             words[:] = 0

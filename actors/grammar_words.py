@@ -24,7 +24,8 @@ def open_words(folder: Path | None, vocab_size: int, ends: Sequence[int]) -> LLT
         return LLTokenizer(TokenizerWrapper(pieces), n_vocab=number, eos_token=[*ends])
     words = _backend(folder)
     number = max(vocab_size, max(ends) + 1, words.get_vocab_size())
-    return LLTokenizer(words.to_str(), n_vocab=number, eos_token=[*ends])
+    known = _Known(LLTokenizer(words.to_str(), n_vocab=number, eos_token=[*ends], slices=[]))
+    return LLTokenizer(TokenizerWrapper(known), n_vocab=number, eos_token=[*ends])
 
 
 def _backend(folder: Path) -> Tokenizer:
@@ -52,6 +53,28 @@ def _add(words: Tokenizer, settings: Path) -> None:
         one = added[str(number)]
         if words.id_to_token(number) is None and number == words.get_vocab_size():
             words.add_tokens([AddedToken(one["content"], special=bool(one.get("special")), normalized=False)])
+
+
+class _Known:
+    """Another tokenizer's tokens, and what is certain to come as it writes that.
+
+    But an added token in it, such as `<tool_call>`, is not what llguidance takes for text: it would allow it,
+    and then not have it. Such a text is written in others.
+    """
+
+    bos_token_id = None
+
+    def __init__(self, words: LLTokenizer) -> None:
+        numbers = range(words.vocab_size)
+        self.eos_token_id, self._words = words.eos_token, words
+        self.tokens = [words.decode_bytes([number]) for number in numbers]
+        self.special_token_ids = [number for number in numbers if words.is_special_token(number)]
+        self._special = frozenset(self.special_token_ids)
+
+    def __call__(self, text: str | bytes) -> list[int]:
+        plain = text if isinstance(text, str) else text.decode()
+        found = self._words.tokenize_str(plain)
+        return self._words.greedy_tokenize(plain) if self._special.intersection(found) else found
 
 
 class _Pieces:

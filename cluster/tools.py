@@ -34,7 +34,7 @@ class ToolNotation:
     form: ToolFormat | None
     """None where texts are not looked into."""
     special: frozenset[str] = frozenset()
-    """Marks of the format that are special tokens."""
+    """Marks of the format that are tokens of their own: grammars do not take these for text."""
 
 
 NO_TOOLS = ToolNotation(takes_tools=False, form=None)
@@ -149,6 +149,6 @@ def notation_of(
     """Of a model with this chat template, which may be several by name."""
     text = template if isinstance(template, str) else str(template) if template else None
     form = tool_format(text, name)
-    special = {one.content for one in tokenizer.added_tokens_decoder.values() if one.special}
-    marks = special & set(form.marks) if form else set()
+    added = {one.content for one in tokenizer.added_tokens_decoder.values()}
+    marks = added & set(form.marks) if form else set()
     return ToolNotation(takes_tools=takes_tools(text), form=form, special=frozenset(marks))

@@ -6,11 +6,15 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from llguidance.numpy import fill_next_token_bitmask
 from tokenizers import AddedToken
 from transformers import GPT2Tokenizer, PreTrainedTokenizerFast
 
+from actors.grammar import Grammar
 from actors.grammar_words import open_words
+from actors.matchers import matcher_of
 from builders.errors import UserError
 from cluster.pieces import Pieces
 from tests.actors.test_detokenizer import CORPUS, byte_level, byte_tokens
@@ -30,6 +34,23 @@ def test_words_of_a_fast_tokenizer(kind: Callable[[], PreTrainedTokenizerFast], 
         assert found.removeprefix(b" " if kind is byte_tokens else b"") == text.encode()
     assert words.vocab_size == 500 and words.eos_tokens == [tokenizer.eos_token_id]
     assert words.is_special_token(tokenizer.bos_token_id) and not words.is_special_token(40)
+
+
+def test_text_that_reads_like_an_added_token(tmp_path: Path) -> None:
+    """It is text, and said in other tokens."""
+    tokenizer = byte_level()
+    tokenizer.save_pretrained(tmp_path)
+    words = open_words(tmp_path, 500, [tokenizer.eos_token_id])
+    for text in ("<plain>", "a<|turn|>b", "</s>", "the quick <s>"):
+        schema = json.dumps({"const": text})
+        matcher = matcher_of(Grammar(kind="json_schema", text=schema), words)
+        bits, said = np.zeros((1, 16), dtype=np.int32), []
+        while not matcher.is_stopped():
+            fill_next_token_bitmask(matcher, bits)
+            allowed = np.flatnonzero(np.unpackbits(bits.view(np.uint8), bitorder="little"))
+            said.append(int(allowed[-1]))
+            assert matcher.consume_token(said[-1]), text
+        assert tokenizer.decode(said) == json.dumps(text)
 
 
 def test_words_that_only_the_settings_name(tmp_path: Path) -> None:

@@ -40,14 +40,14 @@ SCHEMAS = {tool["function"]["name"]: tool["function"]["parameters"] for tool in 
 ASKED: Any = {"model": "tiny", "max_tokens": 400, "messages": MESSAGES, "tools": TOOLS}
 
 
-@pytest.fixture(scope="module", params=["hermes", "hermes-special", "llama3_json"])
+@pytest.fixture(scope="module", params=["hermes", "hermes-added", "hermes-special", "llama3_json"])
 def client(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[openai.OpenAI]:
-    """The marks are text, or special tokens."""
+    """The marks are text, or tokens of their own, special or not."""
     made = make(tmp_path_factory.mktemp("tools"))
     engine = made.engine("wide", max_seq_len=1400, max_input_len=900, max_num_tokens=900)
-    if request.param == "hermes-special":
-        special = [AddedToken(name, special=True) for name in ("<tool_call>", "</tool_call>")]
-        made.tokenizer.add_tokens(special)  # type: ignore[arg-type]
+    if kind := request.param.partition("-")[2]:
+        marks = [AddedToken(name, special=kind == "special") for name in ("<tool_call>", "</tool_call>")]
+        made.tokenizer.add_tokens(marks)  # type: ignore[arg-type]
         assert len(made.tokenizer) <= 410
         made.tokenizer.save_pretrained(engine / "tokenizer")
     app = local_app(
