@@ -18,8 +18,9 @@ lint: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# make demo DEMO_OPTIONS=--once ends after the conversation.
 demo: .venv/installed
-	$(BIN)/rankforge demo
+	$(BIN)/rankforge demo $(DEMO_OPTIONS)
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'rankforge needs Python 3.11 or later')"

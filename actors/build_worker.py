@@ -1,13 +1,12 @@
-"""The processes that build: every unit by itself, as many at once as there are workers."""
+"""What a worker does that builds: one unit, which it publishes in the store."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
-from actors.processes import Advance, run_jobs
-from builders.store import StorePlace
+from actors.executor import Executor, ResultT, Witness
+from actors.shared_store import SharedStore
 from builders.units import UnitOfWork
 
 WHOLE = 100
@@ -15,31 +14,36 @@ WHOLE = 100
 
 
 @dataclass(frozen=True, kw_only=True)
-class _UnitJob:
+class UnitJob:
+    """One unit to build."""
+
     unit: UnitOfWork
-    store: StorePlace
+    store: SharedStore
 
 
-def build_units(units: Sequence[UnitOfWork], store: StorePlace, *, workers: int, advance: Advance) -> None:
-    """See that every unit is in the store; those that are there already cost nothing but their way here."""
-    here = store.open().bring([unit.recipe.key for unit in units])
-    missing = [number for number, unit in enumerate(units) if unit.recipe.key not in here]
-    for number in set(range(len(units))) - set(missing):
-        advance(number, WHOLE)
-    if min(workers, len(missing)) <= 1:
-        for number in missing:
-            build_one(units[number], store, partial(advance, number))
-        return
-    jobs = [_UnitJob(unit=units[number], store=store) for number in missing]
-    passed_on = lambda job, amount: advance(missing[job], amount)  # noqa: E731
-    run_jobs(_build, jobs, workers=workers, advance=passed_on, name="unit")
+def build_units(
+    units: Sequence[UnitOfWork], store: SharedStore, executor: Executor, witness: Witness
+) -> None:
+    """Have units built."""
+    jobs = [UnitJob(unit=unit, store=store) for unit in units]
+    executor.run(build_one, jobs, unit_names(units), witness)
 
 
-def build_one(unit: UnitOfWork, store: StorePlace, advance: Callable[[int], None]) -> None:
+def unit_names(units: Sequence[UnitOfWork]) -> list[str]:
+    """As `rankforge store list` shows them, once they are there."""
+    return [f"{unit.recipe.kind} {unit.recipe.key[:12]}" for unit in units]
+
+
+def build_one(job: UnitJob, advance: Callable[[int], None]) -> None:
     """Build a unit unless another process has or does."""
-    shelf, steps = store.open(), Steps(advance)
-    shelf.get_or_build(unit.recipe, lambda folder: unit.build(folder, shelf, steps))
+    store, steps = job.store.open(), Steps(advance)
+    store.get_or_build(job.unit.recipe, lambda folder: job.unit.build(folder, store, steps))
     steps(1.0)
+
+
+def ask(question: Callable[[], ResultT], _advance: Callable[[int], None]) -> ResultT:
+    """What only a worker knows: the device that it has."""
+    return question()
 
 
 class Steps:
@@ -53,7 +57,3 @@ class Steps:
         if done > self._done:
             self._advance(done - self._done)
             self._done = done
-
-
-def _build(job: _UnitJob, advance: Callable[[int], None]) -> None:
-    build_one(job.unit, job.store, advance)

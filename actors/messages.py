@@ -18,6 +18,15 @@ from actors.sampling_params import SamplingParams
 Finish = Literal["stop", "length"]
 
 
+class Begun(Struct, frozen=True, array_like=True):
+    """What there is already of a request's texts: they go on from there as if nothing had happened."""
+
+    texts: tuple[tuple[int, ...] | None, ...]
+    """The tokens of each so far; None for one that has ended, or that nobody wants any more."""
+    cached_tokens: int = 0
+    """What was told of the prompt: so many tokens of it were in the cache."""
+
+
 class Request(Struct, frozen=True, array_like=True):
     """A caller's wish."""
 
@@ -26,6 +35,8 @@ class Request(Struct, frozen=True, array_like=True):
     params: SamplingParams
     namespace: str = ""
     """What else the cache's contents depend on, such as an adapter: prefixes are shared inside one only."""
+    begun: Begun | None = None
+    """Where others have worked on it before. A beam search has none: it starts anew."""
 
 
 class Admitted(Struct, frozen=True, array_like=True):
@@ -189,7 +200,7 @@ class Tokens(Struct, frozen=True, array_like=True):
     tokens: tuple[int, ...]
     finish: Finish | None = None
     usage: Usage | None = None
-    """With the last news."""
+    """So far; with a text's first news and with the last."""
     logprobs: tuple[Logprobs, ...] = ()
     score: float | None = None
     """Of a text that beam search found."""

@@ -20,6 +20,7 @@ from builders.errors import EngineError
 
 if TYPE_CHECKING:
     from actors.rank_actors import Room
+    from actors.vigil import Bounds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +37,8 @@ class GeneratorOptions:
     """Of a running Ray cluster; without it several ranks start one of their own."""
     room: Room | None = None
     """What rank actors take of the cluster; None takes a GPU each where the engine is for one."""
+    bounds: Bounds | None = None
+    """How long ranks may take for what they do; None takes the usual."""
 
 
 def open_generator(engine_dir: Path, options: GeneratorOptions | None = None) -> Generator:
@@ -79,6 +82,7 @@ def _group(
     import ray  # one rank does without
 
     from actors.rank_group import GroupPlan, RankGroup
+    from actors.vigil import Bounds
 
     room = options.room or room_for(manifest.target)
     inside = room.num_gpus == 0
@@ -90,7 +94,15 @@ def _group(
         _check_room(engine_dir, {name: actors * each for name, each in room.bundle.items()})
     elif not ray.is_initialized():
         ray.init(address=options.address, log_to_driver=False)
-    group = RankGroup(GroupPlan(engine_dir=engine_dir, blocks=blocks, ends=ends, inside=inside, room=room))
+    plan = GroupPlan(
+        engine_dir=engine_dir,
+        blocks=blocks,
+        ends=ends,
+        inside=inside,
+        room=room,
+        bounds=options.bounds or Bounds(),
+    )
+    group = RankGroup(plan)
     return group, group.num_blocks
 
 

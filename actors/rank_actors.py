@@ -16,6 +16,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.communicators.symmetric import ENVIRONMENT
+from actors.endings import exit_detail
 from actors.rank_host import RankHost, Whereabouts
 from actors.rank_worker import RankSetup
 from actors.wires import Endpoints
@@ -65,7 +66,8 @@ class RankActors:
         try:
             found = ray.get(places, timeout=max(0.0, deadline - time.monotonic()))
         except ray.exceptions.RayError as error:
-            raise WorkerError(f"ranks {list(self._ranks)}: an actor does not start: {error}") from error
+            why = exit_detail(str(error))
+            raise WorkerError(f"ranks {list(self._ranks)}: an actor does not start: {why}") from error
         self.where = dict(zip(self._actors, found, strict=True))
         self._processes = [
             os.pidfd_open(where.pid) for where in self.where.values() if where.node == here().node

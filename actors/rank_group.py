@@ -19,10 +19,10 @@ from actors.pending import Pending
 from actors.rank_actors import RankActors, Room, here
 from actors.rank_host import Whereabouts
 from actors.rank_worker import Meeting, RankSetup, RankWorker
-from actors.vigil import Bounds, Vigil
+from actors.vigil import Bounds, Vigil, named
 from actors.wires import Head
 from builders.engine_manifest import read_engine
-from builders.errors import PeerError, WorkerError
+from builders.errors import PeerError, RankforgeError, WorkerError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,14 +81,14 @@ class RankGroup:
             self._head.send(rank, data)
         self._vigil.began(order.plan.step)
         if self._worker is not None:
-            with self._explained():
+            with self._explained(), _Own(self._here):
                 self._under_way.append(self._worker.begin(order))
 
     def collect(self) -> StepResult:
         """The next result, in the order of steps."""
         own = None
         if self._worker is not None:
-            with self._explained():
+            with self._explained(), _Own(self._here):
                 own = self._worker.finish(self._under_way.popleft())
         result = own or self._answer()
         self._vigil.ended(result.step)
@@ -191,3 +191,18 @@ class RankGroup:
             yield
         except PeerError as error:
             self._vigil.explain(error)
+
+
+@dataclass(frozen=True)
+class _Own:
+    """What this process's own rank raises is told as that of any other is."""
+
+    where: Whereabouts
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(
+        self, _kind: type[BaseException] | None, error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, Exception) and not isinstance(error, RankforgeError):
+            raise WorkerError(f"{named(0, self.where)}: {type(error).__name__}: {error}") from error

@@ -20,6 +20,9 @@ class Ranks(Protocol):
     def collect(self) -> StepResult:
         """The result of the oldest step that has none yet."""
 
+    def check(self) -> None:
+        """Raise what has gone wrong, if anything has."""
+
     def close(self) -> None:
         """End all ranks."""
 
@@ -40,6 +43,9 @@ class SoloRank:
         result = self._worker.finish(self._under_way.popleft())
         assert result, "one that is alone answers"
         return result
+
+    def check(self) -> None:
+        """What goes wrong is raised by steps."""
 
     def close(self) -> None:
         """What is under way is done first: it reads the memory that is given back."""

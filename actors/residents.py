@@ -15,6 +15,17 @@ def arrival_of(sequence: Sequence) -> tuple[int, int]:
 
 
 @dataclass(slots=True)
+class Tally:
+    """What is only ever counted up."""
+
+    preemptions: int = 0
+    prefix_queries: int = 0
+    """Tokens of prompts that were looked up in the cache, once for every request."""
+    prefix_hits: int = 0
+    """Those that were found."""
+
+
+@dataclass(slots=True)
 class Residents:
     """Sequences are admitted in the order in which they came; the youngest is sent back to wait first.
 
@@ -27,6 +38,7 @@ class Residents:
     waiting: list[Sequence] = field(default_factory=list)
     """In order of arrival, all of them younger than those that were admitted from here."""
     running: set[Sequence] = field(default_factory=set)
+    tally: Tally = field(default_factory=Tally)
 
     def wait(self, sequence: Sequence) -> None:
         insort(self.waiting, sequence, key=arrival_of)
@@ -54,6 +66,8 @@ class Residents:
         head.computed = table.num_cached * self.cache.tokens_per_block
         if len(head.tokens) == head.num_prompt:
             head.num_cached = head.computed
+            self.tally.prefix_queries += head.num_prompt
+            self.tally.prefix_hits += head.computed
         for one in (head, *head.siblings):
             one.lane, one.slot = lane, lane.free.pop()
         if head.group:
@@ -89,6 +103,7 @@ class Residents:
 
     def preempt(self) -> None:
         """The youngest gives up its slot and its blocks, and waits to compute its tokens again."""
+        self.tally.preemptions += 1
         victim = max(self.running, key=arrival_of)
         if victim.group:
             victim = victim.group.reset(self)

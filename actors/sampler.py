@@ -13,7 +13,7 @@ from __future__ import annotations
 import secrets
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -269,8 +269,3 @@ def check_tokens(params: SamplingParams, prompt: Sequence[int], vocab_size: int)
     ):
         if tokens and (min(tokens) < 0 or max(tokens) >= vocab_size):
             raise UserError(f"{name}: tokens must be from 0 to {vocab_size - 1}")
-
-
-def with_seed(params: SamplingParams) -> SamplingParams:
-    """The same, with a seed: drawn where there was none."""
-    return params if params.seed is not None else replace(params, seed=secrets.randbits(63))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from actors.grammar import Grammar
 from builders.errors import UserError
@@ -79,6 +80,11 @@ class SamplingParams:
     def is_greedy(self) -> bool:
         """Whether nothing is drawn."""
         return self.temperature == 0 or self.top_k == 1
+
+
+def with_seed(params: SamplingParams) -> SamplingParams:
+    """The same, with a seed: drawn where there was none."""
+    return params if params.seed is not None else replace(params, seed=secrets.randbits(63))
 
 
 _RANGES: Mapping[str, tuple[float, float]] = {

@@ -14,7 +14,7 @@ from actors.chunks import Room
 from actors.drafts import prompt_lookup
 from actors.kv_cache import KVCache
 from actors.messages import Chunk, Request, Run, StepPlan, StepResult, Tokens, bits_of
-from actors.residents import Residents
+from actors.residents import Residents, Tally
 from actors.sequences import Lane, Sequence
 from actors.texts import Issued, Texts, check_request
 from builders.limits import SCORED_TOKENS, Limits
@@ -56,6 +56,18 @@ class Scheduler:
     def num_running(self) -> int:
         return len(self._residents.running)
 
+    @property
+    def num_blocks(self) -> int:
+        return self._residents.cache.num_blocks
+
+    @property
+    def num_blocks_used(self) -> int:
+        return self.num_blocks - self._residents.cache.num_available
+
+    @property
+    def tally(self) -> Tally:
+        return self._residents.tally
+
     def check_integrity(self) -> None:
         """The cache's own, and that nobody has blocks who should not."""
         cache, running = self._residents.cache, self._residents.running
@@ -76,6 +88,10 @@ class Scheduler:
     def cancel(self, request: str, index: int | None = None) -> None:
         """End a request's texts, or one of them, without further news; if they ended already, do nothing."""
         self._texts.cancel(request, index)
+
+    def remaining(self) -> list[Request]:
+        """What is to be done still, each request with all that was told of it: other ranks can go on."""
+        return self._texts.remaining()
 
     def schedule(self) -> StepPlan | None:
         """The next step, of the next lane that has one; None while only results can bring more to compute.

@@ -88,8 +88,8 @@ class Sequence:
 
     @property
     def scores_prompt(self) -> bool:
-        """Whether log-probabilities of its prompt are to come; then the prompt is all that is known of it."""
-        wanted = self.request.params.prompt_logprobs is not None
+        """Whether log-probabilities of its prompt are to come: they are told before any token is."""
+        wanted = self.request.params.prompt_logprobs is not None and len(self.tokens) == self.num_prompt
         return wanted and len(self.prompt_logprobs) < self.num_prompt - 1
 
     @property

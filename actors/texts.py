@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+
+from msgspec.structs import replace
 
 from actors.beam_search import BeamGroup
 from actors.drafts import accepted
-from actors.messages import Chunk, Request, Run, StepResult, Tokens
+from actors.messages import Begun, Chunk, Request, Run, StepResult, Tokens
 from actors.residents import Residents
 from actors.sampling_params import SamplingParams
 from actors.sequences import Lane, Sequence
@@ -51,6 +54,19 @@ def check_request(request: Request, limits: Limits, num_blocks: int) -> None:
             f"prompt of {length} tokens and {limit - length} more: may take {blocks} blocks of the cache, "
             f"which has {num_blocks}; shorten the prompt or lower max_tokens"
         )
+    if request.begun:
+        _check_begun(request, request.begun, limit - length)
+
+
+def _check_begun(request: Request, begun: Begun, most: int) -> None:
+    """Whether it can go on from there."""
+    if request.params.num_beams > 1:
+        raise UserError(f"request {request.id}: a beam search has begun; start it anew")
+    if len(begun.texts) != request.params.n:
+        raise UserError(f"request {request.id}: {len(begun.texts)} texts have begun; n={request.params.n}")
+    left = [tokens for tokens in begun.texts if tokens is not None]
+    if not left or max(map(len, left)) >= most:
+        raise UserError(f"request {request.id}: all of it, or a text, has ended; leave out what has")
 
 
 def can_draft(params: SamplingParams) -> bool:
@@ -58,6 +74,24 @@ def can_draft(params: SamplingParams) -> bool:
     plain = params.repetition_penalty == 1 and params.presence_penalty == params.frequency_penalty == 0
     alone = params.num_beams == 1 and params.grammar is None
     return params.is_greedy and plain and params.min_tokens == 0 and alone
+
+
+def _begun(request: Request) -> Iterable[tuple[int, ...] | None]:
+    """By text, what there is of it."""
+    if request.begun:
+        return request.begun.texts
+    return ((),) * (1 if request.params.num_beams > 1 else request.params.n)
+
+
+def _rest(request: Request, texts: list[Sequence]) -> Request:
+    """Of a request, from what is known of those texts that have not ended."""
+    if request.params.num_beams > 1:
+        return request
+    known = {one.index: tuple(one.tokens[one.num_prompt :]) for one in texts}
+    begun = Begun(
+        tuple(known.get(index) for index in range(request.params.n)), max(one.num_cached for one in texts)
+    )
+    return replace(request, begun=begun)
 
 
 @dataclass(slots=True)
@@ -75,29 +109,44 @@ class Texts:
         """Its first text waits, the others wait for the first."""
         if request.id in self.by_request:
             raise UserError(f"request {request.id}: there is one of this name; choose another")
-        number = 1 if request.params.num_beams > 1 else request.params.n
-        first, *others = texts = [self._text(request, index) for index in range(number)]
-        first.siblings = others
-        for one in others:
-            one.prompt_logprobs = first.prompt_logprobs
+        texts = [
+            self._text(request, index, begun)
+            for index, begun in enumerate(_begun(request))
+            if begun is not None
+        ]
         if request.params.num_beams > 1:
-            first.group = BeamGroup.of(first)
+            texts[0].group = BeamGroup.of(texts[0])
         self._arrivals += 1
         self.by_request[request.id] = texts
-        self.residents.wait(first)
+        leaders = [one for one in texts if len(one.tokens) > one.num_prompt]
+        if new := [one for one in texts if one not in leaders]:
+            leaders.append(new[0])
+            new[0].siblings = new[1:]
+        for one in new:
+            one.prompt_logprobs = new[0].prompt_logprobs
+        for one in leaders:
+            self.residents.wait(one)
 
-    def _text(self, request: Request, index: int) -> Sequence:
+    def remaining(self) -> list[Request]:
+        """What is to be done still, for others to go on with; the first is what came first."""
+        every = [
+            (texts[0].request, [one for one in texts if not one.doomed]) for texts in self.by_request.values()
+        ]
+        return [_rest(request, texts) for request, texts in every if texts]
+
+    def _text(self, request: Request, index: int, begun: tuple[int, ...]) -> Sequence:
         params = request.params
         return Sequence(
             request=request,
             index=index,
             arrival=(self._arrivals, index),
-            tokens=list(request.prompt),
+            tokens=[*request.prompt, *begun],
             stops=frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self.eos),
             limit=min(len(request.prompt) + params.max_tokens, self.max_seq_len),
             drafts=self.draft_tokens if can_draft(params) else 0,
             constrained=params.grammar is not None,
-            frozen=len(request.prompt),
+            frozen=len(request.prompt) + len(begun),
+            num_cached=request.begun.cached_tokens if request.begun else 0,
         )
 
     def cancel(self, request: str, index: int | None) -> None:
@@ -197,7 +246,7 @@ class Texts:
                     index=one.index,
                     tokens=tokens,
                     finish=finish,
-                    usage=one.usage() if finish else None,
+                    usage=one.usage() if finish or is_first else None,
                     logprobs=tuple(result.logprobs[row] for row in rows if row in result.logprobs),
                     prompt_logprobs=tuple(one.prompt_logprobs) if is_first else (),
                     logits=tuple(result.logits[row] for row in rows if row in result.logits),

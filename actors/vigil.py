@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import ray
-from ray.exceptions import RayError, RayTaskError
 
+from actors.endings import cause_of, ending
 from actors.rank_host import Whereabouts
 from actors.wires import Head
 from builders.errors import PeerError, WorkerError
@@ -60,6 +60,7 @@ class Vigil:
         self._steps: dict[int, float] = {}
         self._suspicion: tuple[float, str] | None = None
         self._failure: str | None = None
+        self._error: BaseException | None = None
         self._over = False
         self._thread = threading.Thread(target=self._run, name="vigil", daemon=True)
         self._thread.start()
@@ -70,9 +71,9 @@ class Vigil:
         return len(self._ready) == len(self._ranks)
 
     def check(self) -> None:
-        """Raise what has gone wrong."""
+        """Raise what has gone wrong: from what a rank raised, if that was it."""
         if self._failure is not None:
-            raise WorkerError(self._failure)
+            raise WorkerError(self._failure) from self._error
 
     def began(self, step: int) -> None:
         """An answer is expected from now on."""
@@ -87,7 +88,7 @@ class Vigil:
         self._suspicion = self._suspicion or (time.monotonic(), str(error))
         while self._failure is None and not self._over:
             time.sleep(_LOOK_S)
-        raise WorkerError(self._failure or str(error)) from error
+        raise WorkerError(self._failure or str(error)) from (self._error or error)
 
     def close(self) -> None:
         """Look no longer."""
@@ -116,9 +117,10 @@ class Vigil:
         """Actors that no longer serve; a rank that only waited for another becomes a suspicion."""
         ended, _ = ray.wait(list(self._serving.values()), timeout=0) if self._serving else ([], [])
         for rank in [rank for rank, serving in self._serving.items() if serving in ended]:
-            error = _ending(self._serving.pop(rank))
+            error = ending(self._serving.pop(rank))
             if not isinstance(error, PeerError):
-                return f"{self._named(rank)}: {_cause(error)}"
+                self._error = error
+                return f"{self._named(rank)}: {cause_of(error)}"
             self._suspicion = self._suspicion or (time.monotonic(), str(error))
         return None
 
@@ -145,32 +147,9 @@ class Vigil:
         return f"step {step} is not done after {self._bounds.step_s:g} s; not through it: {', '.join(behind)}"
 
     def _named(self, rank: int) -> str:
-        where = self._ranks[rank]
-        return f"rank {rank} on node {where.host} (pid {where.pid})"
+        return named(rank, self._ranks[rank])
 
 
-def _ending(serving: Any) -> BaseException | None:
-    """What ended an actor's service; for what it raised, that error itself."""
-    try:
-        ray.get(serving)
-    except RayTaskError as error:
-        return error.cause
-    except RayError as error:
-        return error
-    return None
-
-
-def _cause(error: BaseException | None) -> str:
-    if error is None:
-        return "it stopped, though nobody told it to"
-    if isinstance(error, RayError):
-        return f"its process died ({_exit_detail(str(error))})"
-    return f"{type(error).__name__}: {error}"
-
-
-def _exit_detail(text: str) -> str:
-    """The part of Ray's message that says how."""
-    for mark in ("Worker exit detail: ", "The actor is dead because "):
-        if mark in text:
-            return text.split(mark)[1].split(". Some common causes")[0].strip().splitlines()[0]
-    return text.strip().splitlines()[0]
+def named(rank: int, where: Whereabouts) -> str:
+    """As failures call it."""
+    return f"rank {rank} on node {where.host} (pid {where.pid})"

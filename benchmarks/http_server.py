@@ -1,8 +1,8 @@
 """The servers that `http.py` measures: a bare stream, and the API over engines that have every token at once.
 
-    python -m benchmarks.http_server bare|api|thread
+    python -m benchmarks.http_server bare|api|thread|guarded
 
-Prints its port and its process.
+Prints its port, its process and a key, which only the last one takes: it has keys with limits, and logs.
 """
 
 from __future__ import annotations
@@ -14,16 +14,22 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from itertools import cycle
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import uvicorn
 import uvloop
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from actors.engine_stats import EngineStats
 from actors.messages import Request, Tokens, Usage
+from cluster.access import Access
 from cluster.api import create_app
 from cluster.api_config import ApiConfig
+from cluster.api_keys import made, write_keys
 from cluster.local_app import served
 from cluster.local_engine import LocalEngine
+from cluster.request_log import log_requests_to
 from cluster.served_model import ServedModel
 from tests.actors.test_detokenizer import CORPUS, byte_level
 from tests.cluster.fake_engine import FACTS, FakeEngine
@@ -77,10 +83,13 @@ class InstantSource:
             return Tokens(request, 0, (next(self._next),))
         return Tokens(request, 0, (next(self._next),), "length", Usage(1, 1, 0))
 
+    def stats(self) -> EngineStats:
+        return EngineStats()
+
     def close(self) -> None: ...
 
 
-def api(*, in_thread: bool) -> ASGIApp:
+def api(*, in_thread: bool, access: Access) -> ASGIApp:
     """With an engine in the event loop, or behind a thread as a real one is."""
     tokens = byte_level().encode(" ".join(CORPUS))
     config = ApiConfig()
@@ -92,19 +101,35 @@ def api(*, in_thread: bool) -> ASGIApp:
         yield [model]
         await model.close()
 
-    return create_app(opening, config)
+    return create_app(opening, config, access=access)
+
+
+def guarded(folder: str) -> tuple[str, Access]:
+    """A key that has never used up its limits, and what takes it."""
+    most = 10**9
+    key, record = made("bench", requests_per_minute=most, tokens_per_minute=most, max_concurrent=most)
+    write_keys(path := Path(folder) / "keys.json", [record])
+    log_requests_to(open(os.devnull, "w"))  # noqa: SIM115 - until the process ends
+    return key, Access(keys_file=path)
 
 
 async def main() -> None:
     """Serves until it is killed."""
-    app = bare if sys.argv[1] == "bare" else api(in_thread=sys.argv[1] == "thread")
+    kind = sys.argv[1]
+    with TemporaryDirectory() as folder:
+        key, access = guarded(folder) if kind == "guarded" else ("none", Access())
+        await serve(bare if kind == "bare" else api(in_thread=kind == "thread", access=access), key)
+
+
+async def serve(app: ASGIApp, key: str) -> None:
+    """And says where."""
     config = uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning", access_log=False)
     server = uvicorn.Server(config)
     serving = asyncio.ensure_future(server.serve())
     while not server.started:
         await asyncio.sleep(0.01)
     (socket,) = server.servers[0].sockets
-    print(socket.getsockname()[1], os.getpid(), flush=True)
+    print(socket.getsockname()[1], os.getpid(), key, flush=True)
     await serving
 
 

@@ -41,6 +41,13 @@ def check_unchanged(opened: Opened) -> None:
             raise SourceError(f"{file}: changed while it was read; run again")
 
 
+def weight_files(opened: Opened) -> dict[Path, Identity]:
+    """The files that weights are read from, as they were before the source was opened."""
+    names = {file: name for name, file in _named(opened).items()}
+    known = {file: opened.before.get(names[file]) for file in opened.weights}
+    return {file: before or identity(file) for file, before in known.items()}
+
+
 def identities(source: Path) -> dict[str, Identity]:
     """Of the files of a source, by their names: taken before it is opened, asked after it was read."""
     if source.is_file():

@@ -14,6 +14,7 @@ from builders.checkpoint import Manifest
 from builders.compiled import compile_program, compiler_hash, processor, versions
 from builders.engine_folder import PACKAGE, PROGRAM
 from builders.engine_manifest import RankPrograms, TorchManifest, Unit
+from builders.errors import EngineError
 from builders.export import Graphs, export_rank
 from builders.keys import Recipe
 from builders.limits import Limits, within_window
@@ -30,10 +31,20 @@ class UnitPlan:
     program: Program
     recipe: Recipe
     """Its content key, and what the key is made of."""
-    compiled: bool
+    processor: str | None
+    """What it is compiled for, if it is."""
+
+    @property
+    def compiled(self) -> bool:
+        return self.processor is not None
 
     def build(self, folder: Path, _store: Store, _heard: Heard) -> None:
         """Write the unit's files: a compiler says nothing until it is done."""
+        if self.processor not in (None, here := processor()):
+            raise EngineError(
+                f"this machine is {here}, and the engine is compiled for {self.processor}; have it built by "
+                "machines of one kind, on a cluster with --worker_resources, or with --no_compile"
+            )
         build_unit(self, folder)
 
 
@@ -41,7 +52,8 @@ class UnitPlan:
 class BuildPlan:
     """Everything that a torch engine takes beside its weights."""
 
-    compiled: bool
+    processor: str | None
+    """What it is compiled for, if it is."""
     units: tuple[UnitPlan, ...]
     programs: tuple[RankPrograms, ...]
     ranks: tuple[int | None, ...]
@@ -60,14 +72,14 @@ class BuildPlan:
         """The engine's, once its units are built."""
         return TorchManifest(
             target="cpu",
-            compiled=self.compiled,
+            compiled=self.processor is not None,
             limits=limits,
             checkpoint=checkpoint,
             units=units,
             programs=self.programs,
             ranks=self.ranks,
             versions=self.versions,
-            processor=processor() if self.compiled else None,
+            processor=self.processor,
         )
 
 
@@ -86,11 +98,13 @@ def plan_build(
     compiled: bool,
     only: Collection[int] | None = None,
     rewritten: Rewrite = as_exported,
+    on: str | None = None,
 ) -> BuildPlan:
     """Export one rank of every shape: ranks of equal shape, and layers of equal structure, share.
 
-    With `only`, other ranks are left out.
+    With `only`, other ranks are left out. What is compiled is for a processor, this machine's by default.
     """
+    on = (on or processor()) if compiled else None
     units: dict[str, UnitPlan] = {}
     programs: dict[Any, RankPrograms] = {}
     ranks: list[int | None] = []
@@ -107,10 +121,10 @@ def plan_build(
                 getattr(torch, checkpoint.dtype),
                 limits.tokens_per_block,
             )
-            programs[shape] = _numbered(graphs, units, rewritten, compiled=compiled)
+            programs[shape] = _numbered(graphs, units, rewritten, on)
         ranks.append(list(programs).index(shape))
     return BuildPlan(
-        compiled=compiled,
+        processor=on,
         units=tuple(units.values()),
         programs=tuple(programs.values()),
         ranks=tuple(ranks),
@@ -125,33 +139,31 @@ def program_shape(checkpoint: Manifest, rank: int) -> Any:
     return replace(shape, layers=range(len(shape.layers)))
 
 
-def _numbered(
-    graphs: Graphs, units: dict[str, UnitPlan], rewritten: Rewrite, *, compiled: bool
-) -> RankPrograms:
-    def number(program: Program | None, compiled: bool) -> int | None:
+def _numbered(graphs: Graphs, units: dict[str, UnitPlan], rewritten: Rewrite, on: str | None) -> RankPrograms:
+    def number(program: Program | None, on: str | None) -> int | None:
         if program is None:
             return None
-        plan = unit_plan(rewritten(program), compiled=compiled)
+        plan = unit_plan(rewritten(program), on)
         units.setdefault(plan.recipe.key, plan)
         return list(units).index(plan.recipe.key)
 
-    blocks = tuple(number(program, compiled) for program in graphs.blocks)
+    blocks = tuple(number(program, on) for program in graphs.blocks)
     return RankPrograms(
         # A lookup and a few cosines: a compiler has nothing to gain there.
-        embed=number(graphs.embed, False),
-        rotary=number(graphs.rotary, False),
+        embed=number(graphs.embed, None),
+        rotary=number(graphs.rotary, None),
         blocks=tuple(block for block in blocks if block is not None),
         layers=graphs.layers,
-        head=number(graphs.head, compiled),
+        head=number(graphs.head, on),
     )
 
 
-def unit_plan(program: Program, *, compiled: bool) -> UnitPlan:
+def unit_plan(program: Program, on: str | None) -> UnitPlan:
     """A program with its content key: compiled files depend on the compiler and the processor too."""
-    inputs: dict[str, Any] = {"program": program.to_json(), "compiled": compiled}
-    if compiled:
-        inputs |= {"versions": dict(versions()), "processor": processor(), "compiler": compiler_hash()}
-    return UnitPlan(program=program, recipe=Recipe("torch-program", inputs), compiled=compiled)
+    inputs: dict[str, Any] = {"program": program.to_json(), "compiled": on is not None}
+    if on is not None:
+        inputs |= {"versions": dict(versions()), "processor": on, "compiler": compiler_hash()}
+    return UnitPlan(program=program, recipe=Recipe("torch-program", inputs), processor=on)
 
 
 def build_unit(plan: UnitPlan, folder: Path) -> None:

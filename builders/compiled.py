@@ -22,17 +22,26 @@ _EXAMPLE_SIZES = {"tokens": 5, "batch": 3, "table": 2, "blocks": 7, "wanted": 4}
 """Any sizes do, as long as they differ: equal ones would be taken for one."""
 
 
-_SETTINGS = {"cpp.dynamic_threads": True}
-"""The number of threads is that of the process that runs the program, not of the one that compiled it."""
+_SETTINGS = {"cpp.dynamic_threads": True, "cpp.threads": 8, "aot_inductor.package": True}
+"""The number of threads is that of the process that runs the program. The one that compiles it may be a
+worker with a single one: which loops are worth several threads is decided for eight, wherever that is."""
 
 
 def compile_program(program: Program, file: Path) -> None:
-    """Write the compiled package; it holds neither weights nor constants."""
+    """Write the compiled package; it holds neither weights nor constants, nor the source.
+
+    To that the compiler adds how it was called, once more whenever its cache has it already: the same program
+    would be other bytes.
+    """
+    from torch._inductor.package import package_aoti  # type: ignore[attr-defined]
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the compiler warns of its own deprecated calls
-        torch._inductor.aoti_compile_and_package(  # type: ignore[attr-defined]
-            _exported(program), package_path=str(file), inductor_configs=_SETTINGS
+        exported = _exported(program)
+        made: Any = torch._inductor.aot_compile(  # type: ignore[attr-defined]
+            exported.module(check_guards=False), *exported.example_inputs, options=_SETTINGS
         )
+        package_aoti(str(file), [part for part in made if not str(part).endswith(".cpp")])
 
 
 def _exported(program: Program) -> ExportedProgram:

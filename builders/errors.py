@@ -7,10 +7,12 @@ RankforgeError
 │   ├── SourceError      a checkpoint to read that is missing, damaged or refused
 │   ├── ArtifactError    a checkpoint or engine of ours that is damaged, foreign or in the way
 │   └── EngineError      an engine that cannot be built for its target or run here; names the reason
+├── JobCancelled         work that somebody has asked to stop (exit code 1)
 ├── BusyError            no room now; the same may be taken later
 ├── AccuracyError        a model that is worse than was asked for; names measure and threshold (exit code 1)
 └── WorkerError          a rank's worker died or raised; names the rank and the cause (exit code 1)
-    └── PeerError        a wait for other ranks that ended without them; names those that were missing
+    ├── PeerError        a wait for other ranks that ended without them; names those that were missing
+    └── RequestError     one request that cannot go on, while others do; names the cause
 """
 
 
@@ -42,6 +44,10 @@ class EngineError(UserError):
     """An engine that cannot be built for its target, or executed on this machine."""
 
 
+class JobCancelled(RankforgeError):
+    """A job that was told to stop."""
+
+
 class BusyError(RankforgeError):
     """Refused for now: everything that may be under way or wait is; the message says what is full."""
 
@@ -56,3 +62,11 @@ class WorkerError(RankforgeError):
 
 class PeerError(WorkerError):
     """A rank waited for others in vain; the message names both."""
+
+
+class RequestError(WorkerError):
+    """One request cannot go on; the engine does, with the others."""
+
+    def __init__(self, request: str, message: str) -> None:
+        super().__init__(message)
+        self.request = request

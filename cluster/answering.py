@@ -9,11 +9,14 @@ from types import TracebackType
 
 from actors.messages import Request, Tokens
 from actors.sampling_params import SamplingParams
-from builders.errors import UserError
+from builders.errors import BusyError, UserError, WorkerError
 from cluster.api_answers import PromptDetails, Usage
 from cluster.engine_client import Batch
 from cluster.growing_text import GrowingText, Growth, growing
+from cluster.request_counts import ModelCounts
+from cluster.request_record import RequestRecord
 from cluster.served_model import ServedModel
+from cluster.token_watch import TokenWatch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,18 +35,28 @@ class Answering:
     Texts are numbered over all prompts: those of the first, then those of the second.
     """
 
-    def __init__(self, model: ServedModel, name: str, wishes: Sequence[Wish]) -> None:
+    def __init__(
+        self,
+        model: ServedModel,
+        name: str,
+        wishes: Sequence[Wish],
+        counts: ModelCounts,
+        record: RequestRecord,
+    ) -> None:
         self._model, self._wishes = model, wishes
         self._names = {f"{name}-{number}": number for number in range(len(wishes))}
-        self._cached = 0
+        self._cached = [0] * len(wishes)
         self.texts = [_growing(model, wish) for wish in wishes for _ in range(wish.params.n)]
+        self._watch = TokenWatch(counts, record, self.prompt_tokens, self.texts)
 
     def __enter__(self) -> Answering:
         return self
 
     def __exit__(
-        self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
+        self, _kind: type[BaseException] | None, error: BaseException | None, _trace: TracebackType | None
     ) -> None:
+        if not isinstance(error, BusyError | UserError):  # nothing was begun
+            self._watch.end(sum(self._cached), has_failed=isinstance(error, Exception))
         for name in self._names:
             self._model.engine.cancel(name)
 
@@ -53,20 +66,30 @@ class Answering:
             self._model.engine.submit(Request(name, wish.prompt, wish.params))
             for name, wish in zip(self._names, self._wishes, strict=True)
         ]
-        async for batch in streams[0] if len(streams) == 1 else merged(streams):
-            if grown := [one for news in batch if (one := self._take(news))]:
-                yield grown
+        try:
+            async for batch in streams[0] if len(streams) == 1 else merged(streams):
+                if grown := [one for news in batch if (one := self._take(news))]:
+                    self._watch.take(grown)
+                    yield grown
+        except WorkerError as error:
+            self._watch.fail(error)
+            raise
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Of all prompts."""
+        return sum(len(wish.prompt) for wish in self._wishes)
 
     @property
     def usage(self) -> Usage:
         """So far."""
-        prompts = sum(len(wish.prompt) for wish in self._wishes)
+        prompts = self.prompt_tokens
         generated = sum(text.num_tokens for text in self.texts)
         return Usage(
             prompt_tokens=prompts,
             completion_tokens=generated,
             total_tokens=prompts + generated,
-            prompt_tokens_details=PromptDetails(cached_tokens=self._cached),
+            prompt_tokens_details=PromptDetails(cached_tokens=sum(self._cached)),
         )
 
     def _take(self, news: Tokens) -> tuple[int, Growth] | None:
@@ -78,7 +101,7 @@ class Answering:
         if news.failure:
             raise UserError(news.failure)
         if news.usage and news.index == 0:
-            self._cached += news.usage.cached_tokens
+            self._cached[number] = news.usage.cached_tokens
         growth = text.take(news)
         if text.finish and not news.finish:
             self._model.engine.cancel(news.request, news.index)

@@ -2,38 +2,45 @@
 
 from __future__ import annotations
 
-import re
-import secrets
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 from starlette.applications import Starlette
-from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from builders.errors import RankforgeError
+from cluster.access import Access
 from cluster.api_config import ApiConfig
 from cluster.api_document import document
 from cluster.api_errors import ApiError, api_error
 from cluster.api_generate import CHAT, COMPLETION, Generate
-from cluster.api_models import Metrics, Plain
+from cluster.api_guard import Guard, Keyless
+from cluster.api_models import Plain
 from cluster.api_service import Service
+from cluster.api_watch import Watch
+from cluster.connection import send_json
+from cluster.keyring import Keyring
+from cluster.request_record import record_of
 from cluster.served_model import ServedModel
 
 Opening = Callable[[], AbstractAsyncContextManager[Sequence[ServedModel]]]
 """Opens the models when the application starts, in its event loop, and closes them when it ends."""
 
 
-def create_app(opening: Opening, config: ApiConfig, *, metrics: Metrics | None = None) -> Starlette:
+def create_app(opening: Opening, config: ApiConfig, *, access: Access | None = None) -> Starlette:
     """An ASGI application; requests are taken when the models are open."""
-    service = Service(config)
-    plain = Plain(service, metrics)
+    access = access or Access()
+    service = Service(config, log_prompts=access.log_prompts)
+    plain = Plain(service)
 
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
@@ -52,12 +59,14 @@ def create_app(opening: Opening, config: ApiConfig, *, metrics: Metrics | None =
         Route("/health", plain.health),
         Route("/ready", plain.ready),
         Route("/metrics", plain.metrics),
-        Route("/openapi.json", _document),
+        Route("/admin/drain", plain.drain, methods=["POST", "DELETE"]),
+        Route("/openapi.json", _Document(has_keys=access.keys_file is not None)),
     ]
+    service.counts.routes = frozenset(route.path for route in routes)
     return Starlette(
         routes=routes,
         lifespan=lifespan,
-        middleware=[Middleware(RequestIds)],
+        middleware=_middleware(access, service),
         exception_handlers={
             ApiError: _refused,
             RankforgeError: _refused,
@@ -68,13 +77,40 @@ def create_app(opening: Opening, config: ApiConfig, *, metrics: Metrics | None =
     )
 
 
-async def _document(_request: Request) -> Response:
-    return Response(msgspec.json.encode(document()), media_type="application/json")
+def _middleware(access: Access, service: Service) -> list[Middleware]:
+    """From the outside in. What a browser asks before it sends a key is answered without one."""
+    found = [Middleware(Watch, service.counts, is_logged=access.log_requests)]
+    if access.cors_origins:
+        found.append(Middleware(CORSMiddleware, allow_origins=access.cors_origins, **_CORS))
+    if access.keys_file:
+        return [*found, Middleware(Guard, Keyring(access.keys_file), open_metrics=access.open_metrics)]
+    return [*found, Middleware(Keyless, only_local=access.only_local)]
 
 
-async def _refused(_request: Request, error: Exception) -> Response:
+_CORS: dict[str, Any] = {
+    "allow_methods": ["GET", "POST"],
+    "allow_headers": ["Authorization", "Content-Type", "X-Request-Id"],
+    "expose_headers": ["X-Request-Id", "Retry-After"],
+}
+"""What a page may send and read. No cookies: a key is sent on purpose."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Document:
+    """Of what is served here."""
+
+    has_keys: bool
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send_json(send, msgspec.json.encode(document(has_keys=self.has_keys)))
+
+
+async def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError | RankforgeError), "what this handles"
-    return _answer(error if isinstance(error, ApiError) else api_error(error, 1))
+    found = error if isinstance(error, ApiError) else api_error(error, 1)
+    record = record_of(request.scope)
+    record.error = record.error or found.code or found.type
+    return _answer(found)
 
 
 async def _no_such_thing(request: Request, error: Exception) -> Response:
@@ -96,38 +132,11 @@ async def _gone(_request: Request, _error: Exception) -> Response:
 
 async def _broken(request: Request, _error: Exception) -> Response:
     """A mistake of this program: its trace is logged by the server, and is no caller's business."""
-    headers = {"Connection": "close", "x-request-id": request.scope.get(_NAME, "")}  # servers close it
-    return _answer(
-        ApiError(status=500, message="The server had an error", type="server_error", headers=headers)
-    )
+    name = record_of(request.scope).id
+    headers = {"Connection": "close", "x-request-id": name}  # servers close it
+    message = f"The server had an error; its log says which, of request {name}"
+    return _answer(ApiError(status=500, message=message, type="server_error", headers=headers))
 
 
 def _answer(error: ApiError) -> Response:
     return Response(error.body, error.status, dict(error.headers), "application/json")
-
-
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_NAME = "rankforge.request_id"
-"""Where it is in the scope."""
-
-
-class RequestIds:
-    """Every answer says whose it is: by the name that the caller gave, or one made here."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        given = Headers(scope=scope).get("x-request-id", "")
-        name = given if _REQUEST_ID.fullmatch(given) else f"req-{secrets.token_hex(16)}"
-        scope[_NAME] = name
-
-        async def named(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                MutableHeaders(scope=message)["x-request-id"] = name
-            await send(message)
-
-        await self._app(scope, receive, named)

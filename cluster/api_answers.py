@@ -205,6 +205,14 @@ class Detokenized(Struct, frozen=True):
     prompt: str
 
 
+class Drained(Struct, frozen=True):
+    """/admin/drain"""
+
+    draining: bool
+    under_way: int
+    """Requests to generate."""
+
+
 class Status(Struct, frozen=True):
     """/health and /ready"""
 

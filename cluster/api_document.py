@@ -12,6 +12,7 @@ from msgspec import Struct
 from cluster import api_answers as answers
 from cluster import api_requests as requests
 from cluster.api_errors import ErrorAnswer
+from cluster.api_guard import OPEN
 
 _POSTS: Mapping[str, tuple[type[Struct], type[Struct] | None]] = {
     "/v1/chat/completions": (requests.ChatBody, answers.ChatCompletion),
@@ -31,20 +32,31 @@ _ALWAYS = ("405",)
 
 
 @cache
-def document() -> Mapping[str, Any]:
-    """As JSON would have it."""
-    kinds = [kind for pair in _POSTS.values() for kind in pair if kind] + [*_GETS.values(), ErrorAnswer]
+def document(*, has_keys: bool = False) -> Mapping[str, Any]:
+    """As JSON would have it: of a server with keys, or of one without."""
+    kinds = [kind for pair in _POSTS.values() for kind in pair if kind]
+    kinds += [*_GETS.values(), answers.Drained, ErrorAnswer]
     _, components = msgspec.json.schema_components(kinds, ref_template="#/components/schemas/{name}")
     paths: dict[str, Any] = {path: {"post": _post(path, *kinds)} for path, kinds in _POSTS.items()}
     paths |= {path: {"get": _get(path, kind)} for path, kind in _GETS.items()}
     paths["/v1/embeddings"] = {"post": {"responses": _errors("400")}}
     paths["/metrics"] = {"get": {"responses": {"200": _content("text/plain", {"type": "string"})}}}
-    return {
-        "openapi": "3.1.0",
-        "info": {"title": "rankforge", "version": "1"},
-        "paths": paths,
-        "components": {"schemas": components},
-    }
+    found = {"openapi": "3.1.0", "info": {"title": "rankforge", "version": "1"}, "paths": paths}
+    if not has_keys:
+        return {**found, "components": {"schemas": components}}
+    drained = {"200": _content("application/json", _named(answers.Drained))}
+    paths["/admin/drain"] = {method: {"responses": drained | _errors()} for method in ("post", "delete")}
+    _close(paths)
+    schemes = {"key": {"type": "http", "scheme": "bearer"}}
+    return {**found, "components": {"schemas": components, "securitySchemes": schemes}}
+
+
+def _close(paths: dict[str, Any]) -> None:
+    """All routes take a key, but one."""
+    for path, operations in paths.items():
+        for operation in operations.values() if path not in OPEN else ():
+            operation["security"] = [{"key": []}]
+            operation["responses"] |= _errors("401", "403", "429")
 
 
 def _post(path: str, body: type[Struct], answer: type[Struct] | None) -> Mapping[str, Any]:

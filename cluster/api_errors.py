@@ -68,9 +68,10 @@ def full(message: str, retry_after_s: int) -> ApiError:
     )
 
 
-def failed(message: str) -> ApiError:
+def failed(message: str, *, code: str = "engine_failed", retry_after_s: int | None = None) -> ApiError:
     """Nobody's mistake who asks."""
-    return ApiError(status=503, message=message, type="server_error", code="engine_failed")
+    headers = {} if retry_after_s is None else {"Retry-After": str(retry_after_s)}
+    return ApiError(status=503, message=message, type="server_error", code=code, headers=headers)
 
 
 def api_error(error: RankforgeError, retry_after_s: int) -> ApiError:

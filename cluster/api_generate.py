@@ -28,6 +28,7 @@ from cluster.completion_form import CompletionForm, completion_prompts, given_pr
 from cluster.connection import send_events, send_json, while_connected
 from cluster.forms import Form, Heading, Prompt
 from cluster.growing_text import Growth, joined
+from cluster.request_record import RequestRecord, record_of, tokens_of
 from cluster.served_model import ServedModel
 from cluster.structured import Form as Held
 from cluster.structured import form_of
@@ -87,14 +88,16 @@ class Generate(Generic[BodyT]):
         try:
             with self._service.stream():
                 body = await read_body(Request(scope, receive), self._kind.body, self._service.config)
-                await while_connected(receive, self._answer(body, send))
+                record = record_of(scope)
+                record.has_left = not await while_connected(receive, self._answer(body, send, record))
         except RankforgeError as error:
             raise api_error(error, self._service.config.retry_after_s) from error
 
-    async def _answer(self, body: BodyT, send: Send) -> None:
+    async def _answer(self, body: BodyT, send: Send, record: RequestRecord) -> None:
         """Limits first, then the prompts, then the engine."""
         service, kind = self._service, self._kind
         model = service.model(body.model)
+        record.model, record.prompt = model.facts.name, service.logged(getattr(body, kind.field))
         choice = choice_of(body, service.config, model.facts)
         if held := kind.held_to(body, model, service.config):
             await service.check_form(held, model)
@@ -104,8 +107,11 @@ class Generate(Generic[BodyT]):
         prompts = await kind.prompts(body, model)
         wishes = [self._wish(choice, prompt, model) for prompt in prompts]
         heading = _heading(kind.prefix, model)
+        record.answer = heading["id"]
         form = kind.form(body, heading, model, [one for one in prompts for _ in range(choice.returned)])
-        with Answering(model, heading["id"], wishes) as answering:
+        counts = service.counts.models[model.facts.name]
+        most = sum(len(wish.prompt) + (choice.asked_tokens or 0) * wish.params.n for wish in wishes)
+        with tokens_of(record, most), Answering(model, heading["id"], wishes, counts, record) as answering:
             if body.stream:
                 async with aclosing(_events(answering, form, body.stream_options)) as events:
                     await send_events(send, events)

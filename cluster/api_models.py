@@ -1,31 +1,28 @@
-"""The endpoints that generate nothing: models, words and tokens, health, metrics."""
+"""The endpoints that generate nothing: models, words and tokens, health, metrics, draining."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from cluster.api_answers import Detokenized, Model, Models, Status, Tokenized
+from cluster.api_answers import Detokenized, Drained, Model, Models, Status, Tokenized
 from cluster.api_body import read_body
 from cluster.api_choice import check_tokens
 from cluster.api_errors import failed, invalid
+from cluster.api_metrics import CONTENT_TYPE, ApiMetrics
 from cluster.api_requests import DetokenizeBody, TokenizeBody
 from cluster.api_service import Service
 from cluster.chat_messages import messages_of, plain_tools
 from cluster.served_model import ServedModel
 
-Metrics = Callable[[], str]
-"""The text that Prometheus reads."""
-
 
 class Plain:
     """Endpoints with small answers."""
 
-    def __init__(self, service: Service, metrics: Metrics | None) -> None:
-        self._service, self._metrics = service, metrics or self._loads
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._metrics = ApiMetrics(service.counts, service.engines)
 
     async def models(self, _request: Request) -> Response:
         return _json(Models(data=[_described(model) for model in self._service.models.values()]))
@@ -65,23 +62,20 @@ class Plain:
 
     async def ready(self, _request: Request) -> Response:
         """Every model takes requests."""
-        failures = [load.failure for load in self._service.loads().values() if load.failure]
+        self._service.check_draining()
+        loads = self._service.loads().values()
+        failures = [why for load in loads if (why := load.failure or load.recovering)]
         if failures or not self._service.models:
             raise failed("; ".join(failures) or "no model is served yet")
         return _json(Status("ready"))
 
     async def metrics(self, _request: Request) -> Response:
-        return Response(self._metrics(), media_type="text/plain; version=0.0.4")
+        return Response(self._metrics.text(), headers={"content-type": CONTENT_TYPE})
 
-    def _loads(self) -> str:
-        """What is known without counting anything."""
-        lines = []
-        for name in ("running", "waiting"):
-            lines.append(f"# TYPE rankforge_requests_{name} gauge")
-            for model, load in self._service.loads().items():
-                label = model.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
-                lines.append(f'rankforge_requests_{name}{{model="{label}"}} {getattr(load, name)}')
-        return "\n".join(lines) + "\n"
+    async def drain(self, request: Request) -> Response:
+        """What is under way ends, nothing begins; DELETE takes it back."""
+        self._service.is_draining = request.method == "POST"
+        return _json(Drained(draining=self._service.is_draining, under_way=self._service.under_way))
 
 
 def _described(model: ServedModel) -> Model:

@@ -7,8 +7,9 @@ from contextlib import contextmanager
 
 from cluster.api_config import ApiConfig
 from cluster.api_errors import ApiError, failed, full, invalid
-from cluster.engine_client import EngineLoad
+from cluster.engine_client import EngineClient, EngineLoad
 from cluster.grammar_checks import GrammarChecks
+from cluster.request_counts import Counts
 from cluster.served_model import ServedModel
 from cluster.structured import Form
 
@@ -16,16 +17,21 @@ from cluster.structured import Form
 class Service:
     """For one event loop."""
 
-    def __init__(self, config: ApiConfig) -> None:
-        self.config = config
+    def __init__(self, config: ApiConfig, *, log_prompts: bool = False) -> None:
+        self.config, self._log_prompts = config, log_prompts
         self.models: dict[str, ServedModel] = {}
         """By the names that callers use; those that are ready."""
         self.grammars = GrammarChecks(config)
-        self._streams = 0
+        self.counts = Counts()
+        self.is_draining = False
+        """No request to generate is taken any more."""
+        self.under_way = 0
+        """Requests to generate."""
 
     def serve(self, models: Sequence[ServedModel]) -> None:
         """From now on."""
         self.models = {model.facts.name: model for model in models}
+        self.counts.serve([*self.models])
 
     def model(self, name: str | None) -> ServedModel:
         """The one of this name, or the only one where none is named."""
@@ -40,16 +46,28 @@ class Service:
             )
         return self.models[name]
 
+    def logged(self, prompt: object) -> object:
+        """What the log may say of it."""
+        return prompt if self._log_prompts else None
+
     @contextmanager
     def stream(self) -> Iterator[None]:
         """A request to generate, while it is under way."""
-        if self._streams >= self.config.max_streams:
-            raise full(f"{self._streams} requests are under way already", self.config.retry_after_s)
-        self._streams += 1
+        self.check_draining()
+        if self.under_way >= self.config.max_streams:
+            raise full(f"{self.under_way} requests are under way already", self.config.retry_after_s)
+        self.under_way += 1
         try:
             yield
         finally:
-            self._streams -= 1
+            self.under_way -= 1
+
+    def check_draining(self) -> None:
+        """Others may take what this one does not."""
+        if self.is_draining:
+            raise failed(
+                "the server is being drained", code="draining", retry_after_s=self.config.retry_after_s
+            )
 
     async def check_form(self, form: Form, model: ServedModel) -> None:
         """Refuse what no text of the model can be held to."""
@@ -75,6 +93,10 @@ class Service:
             raise full(
                 f"{load.waiting} requests wait for {model.facts.name} already", self.config.retry_after_s
             )
+
+    def engines(self) -> dict[str, EngineClient]:
+        """By model."""
+        return {name: model.engine for name, model in self.models.items()}
 
     def loads(self) -> dict[str, EngineLoad]:
         """By model."""

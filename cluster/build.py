@@ -5,22 +5,24 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from actors.build_worker import WHOLE, build_units
+from actors.build_worker import WHOLE, build_units, unit_names
+from actors.shared_store import SharedStore
 from builders.config_file import format_of, to_json
 from builders.engine_manifest import EngineManifest, Unit, read_engine, unit_folder
 from builders.errors import ArtifactError
 from builders.limits import Limits, check_limits
 from builders.store import Pruned, Store, disk
 from builders.tensor_file import Written
-from builders.units import Plan
-from cluster.build_kinds import check_options, plan_of, workers_of
+from builders.units import Plan, UnitOfWork
+from cluster.build_kinds import check_options, kind_of, plan_of
 from cluster.build_options import BuildOptions
 from cluster.build_source import Source, source_of
+from cluster.jobs import Crew, crew_of
 from cluster.output import drafts_beside, link, place, real_place
 from cluster.progress import Reporter
 from cluster.store_place import open_store
@@ -79,30 +81,35 @@ def build(options: BuildOptions, report: Reporter) -> BuildResult:
     check_options(options)
     clock, limits = _Clock(), limits_of(options)
     bound = None if options.store_limit is None else size_bytes("--store_limit", options.store_limit)
-    store = open_store(options.store_dir, options.store_cache, real_place(options.output_dir))
-    with source_of(options, store, report) as source:
+    output = real_place(options.output_dir)
+    store = open_store(options.store_dir, options.store_cache, output)
+    with (
+        crew_of(options, report, verb="build", output=output, store=store) as crew,
+        source_of(options, store, crew) as source,
+    ):
         clock.phase("convert")
-        manifest, result = _build(options, limits, source, store, clock, report)
+        manifest, result = _build(options, limits, source, store, clock, crew)
         if bound is None:
             return result
-        used = {source.entry or "", *(unit.key for unit in manifest.every_unit)}
+        used = {*source.entries, *(unit.key for unit in manifest.every_unit)}
         return replace(result, store=store.prune(bound, keep=used))
 
 
 def _build(
-    options: BuildOptions, limits: Limits, source: Source, store: Store, clock: _Clock, report: Reporter
+    options: BuildOptions, limits: Limits, source: Source, store: Store, clock: _Clock, crew: Crew
 ) -> tuple[EngineManifest, BuildResult]:
     output = real_place(options.output_dir)
     _refuse_foreign(output)
     check_limits(limits, source.manifest.spec)
-    plan = plan_of(options, source, limits)
+    plan = plan_of(options, source, limits, crew)
     clock.phase("export")
-    report.start([WHOLE] * len(plan.units), f"build {options.output_dir}", "percent")
-    before = store.known_keys()
-    try:
-        build_units(plan.units, store.place, workers=workers_of(options), advance=report.advance)
-    finally:
-        report.finish()
+    here = store.bring([unit.recipe.key for unit in plan.units])
+    missing = [unit for unit in plan.units if unit.recipe.key not in here]
+    if missing:
+        label = f"build {options.output_dir}"
+        with crew.phase(label, unit_names(missing), [WHOLE] * len(missing), "percent") as phase:
+            build_units(missing, SharedStore.of(store), crew.executor(kind_of(options)), phase)
+        store.bring([unit.recipe.key for unit in missing])
     clock.phase("build")
 
     units = tuple(_unit(store, unit.recipe.key) for unit in plan.units)
@@ -118,7 +125,7 @@ def _build(
             if not place(draft, output, replace=options.overwrite):
                 reused = _is_there(output, manifest, options)
     clock.phase("publish")
-    return manifest, _result(options, manifest, plan, source, clock, before, reused)
+    return manifest, _result(options, manifest, plan, source, clock, missing, reused)
 
 
 class _Clock:
@@ -175,7 +182,7 @@ def _assemble(
             for written in unit.files:
                 link(entry.path(written.name), folder / written.name)
     for weights in () if holds_weights else manifest.checkpoint.ranks:
-        link(source / weights.name, draft / weights.name)
+        link((source / weights.name).resolve(), draft / weights.name)
     if (source / "tokenizer").is_dir():
         shutil.copytree(source / "tokenizer", draft / "tokenizer", copy_function=shutil.copyfile)
     if (source / "generation_config.json").is_file():
@@ -190,7 +197,7 @@ def _result(
     plan: Plan,
     source: Source,
     clock: _Clock,
-    before: set[str],
+    missing: Sequence[UnitOfWork],
     reused: bool,
 ) -> BuildResult:
     return BuildResult(
@@ -199,7 +206,7 @@ def _result(
         num_ranks=sum(programs is not None for programs in manifest.ranks),
         num_programs=plan.num_programs,
         num_units=len(plan.units),
-        num_built=sum(unit.key not in before for unit in manifest.every_unit),
+        num_built=len(missing),
         program_bytes=sum(file.num_bytes for unit in manifest.every_unit for file in unit.files),
         converted=source.converted,
         seconds=clock.seconds,

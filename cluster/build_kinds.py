@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from typing import TypeVar
 
+from actors.build_worker import ask
+from actors.executor import Unheard
 from builders.build import plan_build
+from builders.compiled import processor
 from builders.errors import EngineError
 from builders.limits import Limits
 from builders.units import Plan
 from cluster.build_options import TARGETS, BuildOptions
 from cluster.build_source import Source, wanted_ranks
+from cluster.jobs import Crew, Kind, works_here
+
+Target = TypeVar("Target")
 
 
-def plan_of(options: BuildOptions, source: Source, limits: Limits) -> Plan:
+def plan_of(options: BuildOptions, source: Source, limits: Limits, crew: Crew) -> Plan:
     """What is to be built for an engine of the kind that the options name."""
-    return _PLANS[options.engine](options, source, limits)
+    return _PLANS[options.engine](options, source, limits, crew)
 
 
 def target_of(options: BuildOptions) -> str:
@@ -23,35 +31,64 @@ def target_of(options: BuildOptions) -> str:
     return options.target or TARGETS[options.engine][0]
 
 
-def workers_of(options: BuildOptions) -> int:
-    """Compiling kernels keeps one core busy each; other compilers use all cores themselves."""
-    by_default = 1 if target_of(options) not in _CUDA else os.cpu_count() or 1
-    return options.workers or by_default
+def kind_of(options: BuildOptions) -> Kind:
+    """What the workers are to be: kernels are timed on the device that is there, and all else takes none."""
+    target = target_of(options)
+    kernels = target in _CUDA
+    return Kind(
+        gpus=1 if target in _AT_HAND else 0,
+        accelerator_type=options.accelerator_type if target in _AT_HAND else None,
+        one_core=options.engine == "torch",
+        many=kernels,
+    )
 
 
 _CUDA = frozenset(TARGETS["torch"]) - {"cpu"}
+_AT_HAND = ("cuda", "current")
+"""The device that a worker has."""
 
 
-def _torch(options: BuildOptions, source: Source, limits: Limits) -> Plan:
+def _torch(options: BuildOptions, source: Source, limits: Limits, crew: Crew) -> Plan:
     checkpoint, only = source.manifest, wanted_ranks(options, source.manifest.mapping)
-    if target_of(options) == "cpu":
-        return plan_build(checkpoint, limits, compiled=not options.no_compile, only=only)
+    name = target_of(options)
+    if name == "cpu":
+        compiled = not options.no_compile
+        return plan_build(checkpoint, limits, compiled=compiled, only=only, on=_processor(options, crew))
     from builders.cuda.plans import plan_cuda
     from builders.cuda.target import choose_target
 
-    return plan_cuda(checkpoint, limits, choose_target(target_of(options)), only=only)
+    target = _chosen(options, crew, partial(choose_target, name))
+    if crew.on_cluster and name not in _AT_HAND:
+        target = replace(target, device=None)  # whatever GPU the machine has where this is planned
+    return plan_cuda(checkpoint, limits, target, only=only)
 
 
-def _tensorrt(options: BuildOptions, source: Source, limits: Limits) -> Plan:
+def _processor(options: BuildOptions, crew: Crew) -> str | None:
+    """What to compile for: what the workers have, unless this machine is one of theirs."""
+    if options.no_compile or not crew.on_cluster or works_here():
+        return None
+    (found,) = crew.executor(kind_of(options)).run(ask, [processor], ["processor"], Unheard())
+    return found
+
+
+def _tensorrt(options: BuildOptions, source: Source, limits: Limits, crew: Crew) -> Plan:
     from builders.trt.plans import plan_plans
     from builders.trt.target import choose_target
 
-    target = choose_target(target_of(options), options.trt_library)
+    target = _chosen(options, crew, partial(choose_target, target_of(options), options.trt_library))
     only = wanted_ranks(options, source.manifest.mapping)
     return plan_plans(source.manifest, source.folder, limits, target, strip=options.strip_plan, only=only)
 
 
-_PLANS: Mapping[str, Callable[[BuildOptions, Source, Limits], Plan]] = {
+def _chosen(options: BuildOptions, crew: Crew, choose: Callable[[], Target]) -> Target:
+    """A target; the device at hand is that of a worker."""
+    if crew.on_cluster and target_of(options) in _AT_HAND:
+        (found,) = crew.executor(kind_of(options)).run(ask, [choose], ["target"], Unheard())
+        return found
+    return choose()
+
+
+_PLANS: Mapping[str, Callable[[BuildOptions, Source, Limits, Crew], Plan]] = {
     "torch": _torch,
     "tensorrt": _tensorrt,
 }
@@ -71,6 +108,10 @@ def check_options(options: BuildOptions) -> None:
         )
     if options.no_weights and options.engine == "tensorrt" and not options.strip_plan:
         raise EngineError("--no_weights: TensorRT plans hold their weights; add --strip_plan")
+    if options.accelerator_type and target_of(options) not in _AT_HAND:
+        raise EngineError(
+            f"--accelerator_type: --target {target_of(options)} is built without a device; leave it out"
+        )
     for name, kind in _OF_ONE_KIND.items():
         if (
             getattr(options, name) != BuildOptions.__dataclass_fields__[name].default

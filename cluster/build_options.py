@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Literal
 
 from builders.limits import Limits
+from cluster.cluster_options import CLUSTER, ClusterOptions
 from cluster.convert_options import SOURCE, CheckpointOptions, ConvertOptions
-from cluster.options import option, optional, same
+from cluster.options import option, optional
 
 _ENGINE, _LIMITS, _OUTPUT = "Engine", "Limits", "Output"
 
@@ -23,7 +24,7 @@ _BY_KIND = "; ".join(f"{kind}: {', '.join(targets)}" for kind, targets in TARGET
 
 
 @dataclass(frozen=True, kw_only=True)
-class BuildOptions(CheckpointOptions):
+class BuildOptions(CheckpointOptions, ClusterOptions):
     """What to build, for what, and where to put it; the layout is for a model that is converted first."""
 
     checkpoint_dir: Path | None = option(
@@ -84,25 +85,14 @@ class BuildOptions(CheckpointOptions):
         "model itself does.",
         group=_LIMITS,
     )
-    workers: int | None = option(
-        None,
-        help="Processes that convert ranks, then build, at the same time; one by default, and one for every "
-        "core where kernels for CUDA are compiled.",
-        group=_OUTPUT,
-        least=1,
-    )
-    store_dir: str | None = option(
-        None,
-        help="Where programs and converted models are kept and found again: a folder, or a URL that machines "
-        "share, such as s3://bucket/store; beside the engine by default.",
-        group=_OUTPUT,
-    )
-    store_cache: Path | None = same(ConvertOptions, "store_cache")
     store_limit: str | None = option(
         None,
         help="Afterwards, evict the least recently used of the store beyond this, such as 200GB; of its "
         "cache alone where it is a URL. What is pinned, and what this build used, stays.",
         group=_OUTPUT,
+    )
+    accelerator_type: str | None = option(
+        None, help="On a cluster, the GPU to build for, as Ray names it: H100.", group=CLUSTER
     )
     overwrite: bool = option(False, help="Replace another engine in the output folder.", group=_OUTPUT)
     json: bool = option(False, help="Print the result as JSON.", group=_OUTPUT)

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import builders
-from builders.assemble import source_files
-from builders.checkpoint import Manifest, SourceFile, check_file, read_manifest
-from builders.errors import ArtifactError, ConfigError, UserError
-from builders.keys import Recipe, content_key
+from builders.assemble import assemble, check_unchanged
+from builders.checkpoint import Manifest, check_file, read_manifest
+from builders.errors import ArtifactError, UserError
+from builders.keys import Recipe
 from builders.mapping import Mapping as RankMapping
-from builders.plain import from_json
 from builders.sources.opened import Opened
-from builders.store import Store, disk
+from builders.store import Entry, Store, disk
+from builders.store.scratch import Scratch
 from cluster.build_options import BuildOptions
-from cluster.checkpoints import rank_sizes, stored_bytes, understand, write_checkpoint
+from cluster.checkpoints import rank_recipe, rank_sizes, shelve_ranks, stored_bytes, understand
 from cluster.convert_options import CheckpointOptions
+from cluster.jobs import Crew
 from cluster.output import drafts_beside, real_place
-from cluster.progress import Reporter
+from cluster.source_hashes import hashed
 from cluster.values import rank_numbers
 
 SOURCES = ("checkpoint_dir", "model_dir", "model_config")
@@ -35,25 +35,38 @@ class Source:
     """Its rank files are those that the engine is to hold; none, where no weights are wanted."""
     folder: Path
     """Where those files lie, with tokenizer/ and generation_config.json where the model has them."""
-    entry: str | None = None
-    """The key under which the store keeps the checkpoint."""
+    entries: frozenset[str] = frozenset()
+    """The keys under which the store keeps it."""
     converted: bool = False
     """It was made now, and not found."""
 
 
 @contextmanager
-def source_of(options: BuildOptions, store: Store, report: Reporter) -> Iterator[Source]:
+def source_of(options: BuildOptions, store: Store, crew: Crew) -> Iterator[Source]:
     """The one source that was given; what the store keeps of it stays there until the block ends."""
     check_source(options)
     if options.checkpoint_dir is not None:
         yield _found(options, options.checkpoint_dir)
         return
-    with drafts_beside(real_place(options.output_dir)) as scratch, scratch.folder() as unpacked:
+    seen_by_all = Scratch(store.root / "scratch")
+    with (
+        drafts_beside(real_place(options.output_dir)) as scratch,
+        (seen_by_all if crew.on_cluster else scratch).folder() as unpacked,
+    ):
         opened, manifest = _understood(options, unpacked, store)
-        entry, converted = kept(store, opened, manifest, options.workers or 1, report)
-    with store.open(entry, verify=False) as held:
-        manifest = read_manifest(held.folder)
-        yield Source(manifest=manifest, folder=held.folder, entry=entry, converted=converted)
+        recipes, converted = _kept(store, opened, manifest, crew)
+    with ExitStack() as held, seen_by_all.folder() as view:
+        for recipe in recipes:
+            _show(held.enter_context(store.open(recipe.key, verify=False)), view)
+        keys = frozenset(recipe.key for recipe in recipes)
+        yield Source(manifest=read_manifest(view), folder=view, entries=keys, converted=converted)
+
+
+def _show(entry: Entry, view: Path) -> None:
+    """All that an entry holds, under one roof with others."""
+    for name in entry.manifest.files:
+        (view / name).parent.mkdir(exist_ok=True)
+        (view / name).symlink_to(entry.path(name).resolve())
 
 
 def check_source(options: BuildOptions) -> None:
@@ -110,7 +123,7 @@ def _understood(options: BuildOptions, unpacked: Path, store: Store) -> tuple[Op
         manifest,
         held=held,
         random_seed=options.seed if made_up and held else None,
-        source=replace(manifest.source, files=hashed(opened, model, store)),
+        source=hashed(opened, manifest.source, store),
     )
     return opened, manifest
 
@@ -127,46 +140,22 @@ def configuration(name: str) -> Path:
     return shipped[name]
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Noted:
-    """What is known of a model's files."""
-
-    files: Mapping[str, SourceFile]
-
-
-def hashed(opened: Opened, model: str, store: Store) -> dict[str, SourceFile]:
-    """The sources' hashes; a note in the store saves reading files that have not changed."""
-    where = str(Path(model).absolute()) if Path(model).exists() else model
-    name = f"hashes-{content_key(model=where)[:16]}"
-    known = _noted(store.read_blob(name))
-    files = source_files(opened, known)
-    if files != known:
-        store.write_blob(name, json.dumps(asdict(_Noted(files=files))).encode())
-    return files
-
-
-def _noted(data: bytes | None) -> Mapping[str, SourceFile]:
-    """A note that cannot be read is none: the files are hashed again."""
-    try:
-        return from_json(_Noted, json.loads(data or b"")).files
-    except (ValueError, RecursionError, ConfigError):
-        return {}
-
-
-def kept(
-    store: Store, opened: Opened, manifest: Manifest, workers: int, report: Reporter
-) -> tuple[str, bool]:
-    """The store's entry of the checkpoint, and whether it had to be made."""
-    recipe = Recipe("checkpoint", {"checkpoint": manifest.key})
-    made: list[Manifest] = []
+def _kept(store: Store, opened: Opened, manifest: Manifest, crew: Crew) -> tuple[list[Recipe], bool]:
+    """The store's entries of the checkpoint, one a rank and one for the rest; whether any was made."""
+    ranks = [rank_recipe(manifest, rank) for rank in manifest.stored_ranks]
+    if not {recipe.key for recipe in ranks} <= store.known_keys():
+        _require_free(store.root, manifest)
+    manifest, converted = shelve_ranks(opened, manifest, crew=crew, store=store)
+    rest = Recipe("checkpoint", {"checkpoint": manifest.key, "ranks": "apart"})
+    made: list[Path] = []
 
     def make(draft: Path) -> None:
-        made.append(write_checkpoint(draft, opened, manifest, workers=workers, report=report))
+        check_unchanged(opened)
+        assemble(draft, manifest, opened)
+        made.append(draft)
 
-    if store.find(recipe.key) is None:
-        _require_free(store.root, manifest)
-    store.get_or_build(recipe, make)
-    return recipe.key, bool(made)
+    store.get_or_build(rest, make)
+    return [rest, *ranks], converted if ranks else bool(made)
 
 
 def _require_free(folder: Path, manifest: Manifest) -> None:

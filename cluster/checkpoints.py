@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping as PyMapping
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -10,19 +11,22 @@ from typing import Any, cast, get_args
 
 import torch
 
-from actors.convert_worker import run_ranks
-from builders.assemble import assemble, check_unchanged, identities, source_files
+from actors.convert_worker import RankJob, Shelved, convert_ranks, written
+from actors.shared_store import SharedStore
+from builders.assemble import assemble, check_unchanged, identities, source_files, weight_files
 from builders.checkpoint import DtypeName, Manifest, Provenance
 from builders.convert import ConvertPlan, rank_elements
-from builders.errors import LayoutError, SourceError
+from builders.errors import ArtifactError, LayoutError, SourceError
+from builders.keys import Recipe
 from builders.mapping import Mapping, RankShape, check_mapping, rank_shape
 from builders.sources.opened import Opened, open_source
 from builders.sources.pieces import locate, typical_part
 from builders.spec import ModelSpec
+from builders.store import Entry, Store
 from builders.tensor_file import Written
 from cluster.convert_options import CheckpointOptions, LayoutOptions
 from cluster.hub import fetch
-from cluster.progress import Reporter
+from cluster.jobs import CONVERT, Crew
 
 
 def understand(
@@ -99,13 +103,12 @@ def _dtype(opened: Opened, options: CheckpointOptions, *, config_only: bool) -> 
     return cast(DtypeName, name)
 
 
-def write_checkpoint(
-    draft: Path, opened: Opened, manifest: Manifest, *, workers: int, report: Reporter
-) -> Manifest:
+def write_checkpoint(draft: Path, opened: Opened, manifest: Manifest, *, crew: Crew) -> Manifest:
     """Write the manifest's rank files while the sources are hashed, then what goes with them."""
     with ThreadPoolExecutor(1) as background:
         hashes = background.submit(source_files, opened, manifest.source.files)
-        ranks = _write_ranks(draft, opened, manifest, workers, report) if manifest.stored_ranks else ()
+        jobs = _jobs(opened, manifest, dict.fromkeys(manifest.stored_ranks, draft))
+        ranks = convert_all(jobs, manifest, crew)
         source = replace(manifest.source, files=hashes.result())
     check_unchanged(opened)
     manifest = replace(manifest, source=source, ranks=tuple(ranks))
@@ -113,28 +116,59 @@ def write_checkpoint(
     return manifest
 
 
-def _write_ranks(
-    draft: Path, opened: Opened, manifest: Manifest, workers: int, report: Reporter
-) -> Sequence[Written]:
+def shelve_ranks(opened: Opened, manifest: Manifest, *, crew: Crew, store: Store) -> tuple[Manifest, bool]:
+    """See that the store has every rank's file, each an entry; whether any had to be made.
+
+    The sources are hashed already, as an entry's key is made of them.
+    """
+    shared = SharedStore.of(store)
+    recipes = {rank: rank_recipe(manifest, rank) for rank in manifest.stored_ranks}
+    keys = [recipe.key for recipe in recipes.values()]
+    here = store.bring(keys)
+    missing = [rank for rank, recipe in recipes.items() if recipe.key not in here]
+    places = {rank: Shelved(store=shared, recipe=recipes[rank]) for rank in missing}
+    convert_all(_jobs(opened, manifest, places), manifest, crew)
+    if missing:
+        store.bring(keys)
+    ranks = tuple(written(_entry(store, recipe.key), rank) for rank, recipe in recipes.items())
+    return replace(manifest, ranks=ranks), bool(missing)
+
+
+def rank_recipe(manifest: Manifest, rank: int) -> Recipe:
+    """Of one rank's file, whichever others are wanted beside it."""
+    return Recipe("rank", {"checkpoint": replace(manifest, held=None).key, "rank": rank})
+
+
+def _entry(store: Store, key: str) -> Entry:
+    entry = store.find(key)
+    if entry is None:
+        raise ArtifactError(f"{store.root}: rank {key[:12]} was removed during the job; run again")
+    return entry
+
+
+def _jobs(opened: Opened, manifest: Manifest, places: PyMapping[int, Path | Shelved]) -> list[RankJob]:
+    """One for every rank that has a place."""
     made_up = manifest.random_seed is not None
     plan = ConvertPlan(
         spec=manifest.spec,
         mapping=manifest.mapping,
         dtype=getattr(torch, manifest.dtype),
-        located={} if made_up else locate(opened.family, manifest.spec, opened.index),
+        located={} if made_up or not places else locate(opened.family, manifest.spec, opened.index),
         random_seed=manifest.random_seed,
     )
-    ranks, sizes = manifest.stored_ranks, rank_sizes(manifest)
-    bars = {rank: number for number, rank in enumerate(ranks)}
+    sources = {} if made_up else weight_files(opened)
+    return [RankJob(plan=plan, rank=rank, place=place, sources=sources) for rank, place in places.items()]
 
-    def advance(rank: int, amount: int) -> None:
-        report.advance(bars[rank], amount)
 
-    report.start([sizes[rank] for rank in ranks], f"convert {manifest.source.model}")
-    try:
-        return run_ranks(plan, draft, workers=workers, advance=advance, only=ranks)
-    finally:
-        report.finish()
+def convert_all(jobs: Sequence[RankJob], manifest: Manifest, crew: Crew) -> Sequence[Written]:
+    """Have ranks converted, and progress shown."""
+    if not jobs:
+        return ()
+    sizes = rank_sizes(manifest)
+    label = f"convert {manifest.source.model}"
+    names = [f"rank {job.rank}" for job in jobs]
+    with crew.phase(label, names, [sizes[job.rank] for job in jobs]) as phase:
+        return convert_ranks(jobs, crew.executor(CONVERT), phase)
 
 
 def stored_bytes(manifest: Manifest) -> int:

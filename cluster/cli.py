@@ -21,6 +21,8 @@ from cluster.completion import Group, install_completion, normalize, show_comple
 from cluster.convert_options import ConvertOptions
 from cluster.demo_options import DemoOptions
 from cluster.inspect_options import InspectOptions
+from cluster.jobs_options import JobOptions, JobsOptions
+from cluster.key_commands import keys
 from cluster.options import command
 from cluster.progress import stderr_reporter
 from cluster.run_options import RunOptions
@@ -176,9 +178,50 @@ def store_unpin(options: PinOptions) -> None:
     print(f"unpinned {unpin(options.store_dir, options.key)}")
 
 
+jobs = typer.Typer(
+    name="jobs", help="Conversions and builds that a store knows of.", cls=Group, no_args_is_help=True
+)
+app.add_typer(jobs)
+
+
+@command(jobs, JobsOptions, name="list")
+def jobs_list(options: JobsOptions) -> None:
+    """Show every job, the one begun last first: what is done, what failed, and whether its driver lives."""
+    from cluster.job_commands import jobs as find
+    from cluster.job_commands import show
+
+    found = find(options.store_dir)
+    if options.json:
+        listed = [{**record.to_json(), "state": record.state_now} for record in found]
+        _print({"jobs": listed}, "", as_json=True)
+    else:
+        show(found, Console())
+
+
+@command(jobs, JobOptions, name="follow")
+def jobs_follow(options: JobOptions) -> None:
+    """Show how far a job is, from any machine that sees the store, until it is over."""
+    from cluster.job_commands import follow
+
+    record = follow(options.store_dir, options.job, stderr_reporter(as_json=options.json))
+    _print(record.to_json(), f"{record.id}: {record.state_now}", as_json=options.json)
+
+
+@command(jobs, JobOptions, name="cancel")
+def jobs_cancel(options: JobOptions) -> None:
+    """Stop a job's workers, and wait for that; what is done stays in the store."""
+    from cluster.job_commands import cancel
+
+    record = cancel(options.store_dir, options.job)
+    _print(record.to_json(), f"{record.id}: {record.state_now}", as_json=options.json)
+
+
+app.add_typer(keys)
+
+
 @command(app, DemoOptions, name="demo")
 def demo(options: DemoOptions) -> None:
-    """Everything that works so far, on a tiny model made on the spot."""
+    """Convert, build and serve the tiny chat model that comes with the project, and talk to it."""
     from cluster.demo import demo as run
 
     run(options, Console())

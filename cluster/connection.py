@@ -8,6 +8,8 @@ from typing import Any
 
 from starlette.types import Receive, Send
 
+from cluster.api_errors import ApiError
+
 _STREAM_HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
@@ -16,14 +18,15 @@ _STREAM_HEADERS = [
 """The last one is for a proxy that would collect parts."""
 
 
-async def while_connected(receive: Receive, work: Coroutine[Any, Any, None]) -> None:
-    """Ends the work when its caller is gone. The request's body has been read."""
+async def while_connected(receive: Receive, work: Coroutine[Any, Any, None]) -> bool:
+    """Ends the work when its caller is gone: False. The request's body has been read."""
     doing = asyncio.ensure_future(work)
     leaving = asyncio.ensure_future(_until_gone(receive))
     try:
         await asyncio.wait((doing, leaving), return_when=asyncio.FIRST_COMPLETED)
         if doing.done():
             doing.result()
+        return doing.done()
     finally:
         await _end(doing, leaving)
 
@@ -44,6 +47,14 @@ async def send_json(send: Send, body: bytes) -> None:
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": body})
+
+
+async def send_error(send: Send, error: ApiError) -> None:
+    """From where no application is around that would answer errors."""
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(error.body)).encode())]
+    headers += [(name.lower().encode(), value.encode()) for name, value in error.headers.items()]
+    await send({"type": "http.response.start", "status": error.status, "headers": headers})
+    await send({"type": "http.response.body", "body": error.body})
 
 
 async def send_events(send: Send, events: AsyncIterator[bytes]) -> None:

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import time
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from builders.assemble import existing, is_whole, source_files
-from builders.checkpoint import Manifest, read_manifest
+from builders.assemble import assemble, check_unchanged, existing, is_whole, source_files
+from builders.checkpoint import Manifest
 from builders.errors import ArtifactError
 from builders.sources.opened import Opened
 from builders.store import Store, disk
 from builders.store.scratch import Scratch
-from cluster.build_source import hashed, kept
-from cluster.checkpoints import stored_bytes, understand, write_checkpoint
+from cluster.checkpoints import rank_recipe, shelve_ranks, stored_bytes, understand, write_checkpoint
 from cluster.convert_options import ConvertOptions
-from cluster.output import copy_out, drafts_beside, in_the_way, place, real_place
+from cluster.jobs import Crew, crew_of
+from cluster.output import drafts_beside, in_the_way, link, place, real_place
 from cluster.progress import Reporter
+from cluster.ray_cluster import cluster_of
+from cluster.source_hashes import hashed
 from cluster.store_place import open_store
 
 
@@ -51,16 +54,18 @@ def convert(options: ConvertOptions, report: Reporter) -> ConvertResult:
     began, output = time.monotonic(), real_place(options.output_dir)
     store = _store(options, output)
     random = options.load_format == "random"
-    with drafts_beside(output) as scratch, scratch.folder() as unpacked:
+    with (
+        crew_of(options, report, verb="convert", output=output, store=store) as crew,
+        drafts_beside(output) as scratch,
+        _unpacked(crew, store, scratch) as unpacked,
+    ):
         opened, manifest = understand(options.model_dir, options, unpacked, config_only=random)
         manifest = replace(manifest, random_seed=options.seed if random else None)
         reused = _reuse(output, opened, manifest, options)
-        if reused is None and store is not None:
-            manifest, reused = _by_way_of(store, options, scratch, opened, manifest, report)
-        elif reused is None:
+        if reused is None:
             with scratch.folder() as draft, disk.full_disk_refused(output.parent, "shards", draft):
                 disk.require_free(draft, "the converted checkpoint", stored_bytes(manifest))
-                manifest = write_checkpoint(draft, opened, manifest, workers=options.workers, report=report)
+                manifest = _write(draft, opened, manifest, crew, store)
                 if not place(draft, output, replace=options.overwrite):
                     reused = _same(output, opened, manifest)
         done = reused or manifest
@@ -75,31 +80,29 @@ def convert(options: ConvertOptions, report: Reporter) -> ConvertResult:
 
 
 def _store(options: ConvertOptions, output: Path) -> Store | None:
-    """Where the checkpoint is kept too, if anywhere."""
-    if options.store_dir is None and options.store_cache is None:
+    """Where one was named, or workers of a cluster need one."""
+    if options.store_dir is None and options.store_cache is None and cluster_of(options.address) is None:
         return None
     return open_store(options.store_dir, options.store_cache, output)
 
 
-def _by_way_of(
-    store: Store,
-    options: ConvertOptions,
-    scratch: Scratch,
-    opened: Opened,
-    manifest: Manifest,
-    report: Reporter,
-) -> tuple[Manifest, Manifest | None]:
-    """Find or keep the checkpoint in the store, and put it in its place from there."""
-    output = real_place(options.output_dir)
-    files = hashed(opened, options.model_dir, store)
-    manifest = replace(manifest, source=replace(manifest.source, files=files))
-    key, _ = kept(store, opened, manifest, options.workers, report)
-    with store.open(key, verify=False) as entry, scratch.folder() as draft:
-        manifest = read_manifest(entry.folder)
-        with disk.full_disk_refused(output.parent, "shards", draft):
-            copy_out(entry, {rank.name for rank in manifest.ranks}, draft)
-            placed = place(draft, output, replace=options.overwrite)
-    return manifest, None if placed else _same(output, opened, manifest)
+def _unpacked(crew: Crew, store: Store | None, scratch: Scratch) -> AbstractContextManager[Path]:
+    """Where an archive is unpacked: workers must see it."""
+    return (Scratch(store.root / "scratch") if store and crew.on_cluster else scratch).folder()
+
+
+def _write(draft: Path, opened: Opened, manifest: Manifest, crew: Crew, store: Store | None) -> Manifest:
+    """Into the draft at once, or by way of a store, where ranks that are done stay done."""
+    if store is None:
+        return write_checkpoint(draft, opened, manifest, crew=crew)
+    manifest = replace(manifest, source=hashed(opened, manifest.source, store))
+    manifest, _ = shelve_ranks(opened, manifest, crew=crew, store=store)
+    for rank, file in zip(manifest.stored_ranks, manifest.ranks, strict=True):
+        with store.open(rank_recipe(manifest, rank).key, verify=False) as entry:
+            link(entry.path(file.name), draft / file.name)
+    check_unchanged(opened)
+    assemble(draft, manifest, opened)
+    return manifest
 
 
 def _reuse(output: Path, opened: Opened, manifest: Manifest, options: ConvertOptions) -> Manifest | None:

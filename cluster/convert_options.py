@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from cluster.cluster_options import ClusterOptions
 from cluster.options import declared, given, option
 
 _LAYOUT, SOURCE, _OUTPUT = "Layout", "Source", "Output"
@@ -68,7 +69,7 @@ class CheckpointOptions(LayoutOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConvertOptions(CheckpointOptions):
+class ConvertOptions(CheckpointOptions, ClusterOptions):
     """What to convert, how to split it, and where to put it."""
 
     model_dir: str = option(
@@ -76,18 +77,6 @@ class ConvertOptions(CheckpointOptions):
         group=SOURCE,
     )
     output_dir: Path = option(help="Folder for the shards; it appears whole or not at all.", group=_OUTPUT)
-    workers: int = option(1, help="Processes that convert ranks at the same time.", group=_OUTPUT, least=1)
-    store_dir: str | None = option(
-        None,
-        help="Keep the checkpoint in a store too, and find it there: a folder, or a URL that machines share, "
-        "such as s3://bucket/store.",
-        group=_OUTPUT,
-    )
-    store_cache: Path | None = option(
-        None,
-        help="Folder in front of a store that is a URL; beside the output by default.",
-        group=_OUTPUT,
-    )
     load_format: Literal["auto", "random"] = option(
         "auto",
         help="random needs only a config.json: weights are made up when they are loaded, nothing is stored.",

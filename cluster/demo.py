@@ -1,131 +1,151 @@
-"""`rankforge demo`: a tiny model, converted, built, run, and checked against Transformers."""
+"""`rankforge demo`: a tiny chat model, converted, built, served over HTTP, and talked to."""
 
 from __future__ import annotations
 
+import json
+import shlex
 import tempfile
-from contextlib import ExitStack
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
 from rich.console import Console
-from transformers import LlamaConfig, LlamaForCausalLM
-from transformers.utils import logging
 
-from builders.engine_folder import load_engine
-from builders.ops import Step
+from actors.open_generator import GeneratorOptions
+from builders.errors import UserError
 from cluster.build import build
 from cluster.build_options import BuildOptions
 from cluster.convert import convert
 from cluster.convert_options import ConvertOptions
-from cluster.demo_options import DemoOptions
+from cluster.demo_options import MODEL_DIR, DemoOptions
 from cluster.inspect import inspect, show
 from cluster.inspect_engine import inspect_engine, show_engine
 from cluster.progress import stderr_reporter
 
-_PROMPT = [[1, 17, 42, 7, 99]]
-_NEW_TOKENS = 16
+if TYPE_CHECKING:
+    from openai import OpenAI
+    from openai.types.chat import ChatCompletionMessageParam
+
+NAME = "pip"
+"""What the model is called over HTTP."""
+QUESTIONS = (
+    "Hello!",
+    "My name is Mara.",
+    "Where does Anna live?",
+    "What pet does she have?",
+    "What is my name?",
+    "How much is a cake?",
+    "What is the capital of France?",
+)
+_BATCH, _LONGEST, _BLOCK = 8, 512, 16
+"""Texts at once, tokens of each, tokens of a block: what the engine is built for."""
 
 
 def demo(options: DemoOptions, console: Console) -> None:
-    """Make, convert, build, look, run, compare."""
+    """Convert, build, serve, talk, and stay up."""
     with ExitStack() as stack:
         folder = options.output_dir or Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        console.rule("1. a tiny LLaMA with random weights, as Transformers saves it")
-        model = _make_model(folder / "model")
-        console.print(f"{model.num_parameters():,} parameters in {folder / 'model'}")
-        console.rule("2. rankforge convert --tp_size 2 --pp_size 2")
-        _convert(folder, "tp2pp2", tp_size=2, pp_size=2)
-        show(inspect(folder / "tp2pp2", verify=True), console)
-        console.rule("3. rankforge build: four ranks share two sets of programs")
-        _build(folder, "tp2pp2")
-        show_engine(inspect_engine(folder / "tp2pp2-engine", verify=True), console)
-        console.rule("4. an engine of one rank decodes with a paged cache")
-        _convert(folder, "single", tp_size=1, pp_size=1)
-        _build(folder, "single")
-        _compare(_decode(folder / "single-engine"), model, console)
+        console.rule(f"1. rankforge convert --model_dir {MODEL_DIR.name} --tp_size {options.tp_size}")
+        show(inspect(_convert(folder / "shards", options.tp_size), verify=True), console)
+        console.rule("2. rankforge build")
+        engine = _build(folder / "shards", folder / "engine")
+        show_engine(inspect_engine(engine, verify=True), console)
+        console.rule("3. the engine behind OpenAI's API")
+        address = stack.enter_context(_served(engine, options.port))
+        console.rule("4. a conversation, as the public openai client streams it")
+        talk(address, console)
+        console.rule()
+        console.print(
+            "ask it yourself:", curl(address), sep="\n", markup=False, highlight=False, soft_wrap=True
+        )
+        if not options.once:
+            console.print(f"serving at {address} until stopped (Ctrl-C)", highlight=False)
+            threading.Event().wait()
 
 
-def _make_model(folder: Path) -> LlamaForCausalLM:
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=260,
-        hidden_size=64,
-        intermediate_size=176,
-        num_hidden_layers=3,
-        num_attention_heads=8,
-        num_key_value_heads=2,
-        max_position_embeddings=256,
-        initializer_range=0.2,
-    )
-    model = LlamaForCausalLM(config).eval()
-    model.save_pretrained(folder)
-    return model
-
-
-def _convert(folder: Path, name: str, *, tp_size: int, pp_size: int) -> None:
+def _convert(shards: Path, tp_size: int) -> Path:
     options = ConvertOptions(
-        model_dir=str(folder / "model"),
-        output_dir=folder / name,
-        dtype="float32",
-        tp_size=tp_size,
-        pp_size=pp_size,
-        overwrite=True,
+        model_dir=str(MODEL_DIR), output_dir=shards, dtype="float32", tp_size=tp_size, overwrite=True
     )
     print(convert(options, stderr_reporter(as_json=False)).to_text())
+    return shards
 
 
-def _build(folder: Path, name: str) -> None:
+def _build(shards: Path, engine: Path) -> Path:
     """Without the compiler, which would take a quarter of a minute."""
     options = BuildOptions(
-        checkpoint_dir=folder / name,
-        output_dir=folder / f"{name}-engine",
+        checkpoint_dir=shards,
+        output_dir=engine,
         no_compile=True,
-        max_input_len=32,
-        max_seq_len=32,
-        tokens_per_block=8,
+        max_batch_size=_BATCH,
+        max_input_len=_LONGEST - 1,
+        max_seq_len=_LONGEST,
+        tokens_per_block=_BLOCK,
         overwrite=True,
     )
     print(build(options, stderr_reporter(as_json=False)).to_text())
+    return engine
 
 
-@torch.no_grad()
-def _decode(folder: Path) -> list[int]:
-    """Feed the prompt, then one token at a time."""
-    engine = load_engine(folder, 0, num_blocks=4)
-    ids = list(_PROMPT[0])
-    fed = 0
-    for _ in range(_NEW_TOKENS):
-        logits = engine.forward(torch.tensor(ids[fed:]), _step(fed, len(ids)))
-        fed = len(ids)
-        ids.append(int(logits[-1].argmax()))
-    return ids
+@contextmanager
+def _served(engine: Path, port: int) -> Iterator[str]:
+    """The address at which it is served, from when it takes requests on; its end is the server's."""
+    import uvicorn
 
+    from cluster.local_app import local_app
 
-def _step(start: int, stop: int) -> Step:
-    """One sequence in cache blocks 0 to 3; only the last token's logits are wanted."""
-    return Step(
-        positions=torch.arange(start, stop),
-        sequences=torch.zeros(stop - start, dtype=torch.int64),
-        lengths=torch.tensor([stop]),
-        block_table=torch.arange(4)[None],
-        wanted=torch.tensor([stop - start - 1]),
+    generator = GeneratorOptions(num_blocks=_BATCH * _LONGEST // _BLOCK)
+    app = local_app(engine, name=NAME, generator=generator)
+    config = uvicorn.Config(
+        app, host="127.0.0.1", port=port, log_level="warning", timeout_graceful_shutdown=3
     )
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, name="server")
+    thread.start()
+    try:
+        while not server.started:
+            if not thread.is_alive():
+                raise UserError(
+                    f"--port={port}: the server did not start; leave the option out for a free port"
+                )
+            thread.join(0.05)
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
 
 
-def _compare(ours: list[int], model: LlamaForCausalLM, console: Console) -> None:
-    theirs = _greedy(model)
-    console.print(f"rankforge    {ours}")
-    console.print(f"Transformers {theirs}")
-    if ours != theirs:
-        raise RuntimeError("the tokens differ: this is a bug")
-    console.print("the same tokens")
+def talk(address: str, console: Console) -> None:
+    """Ask one question after the other, and print answers as they come."""
+    try:
+        from openai import OpenAI
+    except ImportError as error:
+        raise UserError("the demo talks through the openai package: pip install 'rankforge[demo]'") from error
+
+    messages: list[ChatCompletionMessageParam] = []
+    with OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0) as client:
+        for question in QUESTIONS:
+            messages.append({"role": "user", "content": question})
+            console.print(f"{'you':>4}  {question}", markup=False, highlight=False)
+            console.print(f"{NAME:>4}  ", end="", style="bold")
+            answer = ""
+            for piece in _answer(client, messages):
+                console.print(piece, end="", markup=False, highlight=False, soft_wrap=True)
+                answer += piece
+            console.print()
+            messages.append({"role": "assistant", "content": answer})
 
 
-@torch.no_grad()
-def _greedy(model: LlamaForCausalLM) -> list[int]:
-    ids = torch.tensor(_PROMPT)
-    for _ in range(_NEW_TOKENS):
-        ids = torch.cat([ids, model(ids).logits[:, -1:].argmax(-1)], dim=1)
-    return ids[0].tolist()  # type: ignore[no-any-return]
+def _answer(client: OpenAI, messages: list[ChatCompletionMessageParam]) -> Iterator[str]:
+    with client.chat.completions.create(model=NAME, messages=messages, temperature=0, stream=True) as events:
+        for event in events:
+            yield event.choices[0].delta.content or ""
+
+
+def curl(address: str) -> str:
+    """A line for a shell."""
+    body = {"model": NAME, "messages": [{"role": "user", "content": QUESTIONS[2]}], "temperature": 0}
+    header = "Content-Type: application/json"
+    return shlex.join(["curl", f"{address}/v1/chat/completions", "-H", header, "-d", json.dumps(body)])

@@ -1,4 +1,4 @@
-"""What the API needs of an engine, wherever it runs: four methods, all of which a remote one can have too."""
+"""What the API needs of an engine, wherever it runs: five methods, all of which a remote one can have too."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from actors.engine_stats import EngineStats
 from actors.messages import Request, Tokens
 from builders.engine_manifest import EngineManifest
 from builders.limits import Limits
@@ -49,6 +50,8 @@ class EngineLoad:
     """Requests that have none yet."""
     failure: str | None = None
     """Why it takes no requests."""
+    recovering: str | None = None
+    """Why its ranks are being started anew: requests are taken, and wait."""
 
 
 class EngineClient(Protocol):
@@ -69,6 +72,9 @@ class EngineClient(Protocol):
 
     def load(self) -> EngineLoad:
         """Costs nothing: asked for with every request."""
+
+    def stats(self) -> EngineStats:
+        """What it has counted of its own work: of a remote one, as was heard last."""
 
     async def close(self) -> None:
         """Streams that are open end with an error."""

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 from starlette.applications import Starlette
@@ -14,11 +15,12 @@ from transformers import PreTrainedTokenizerBase
 from actors.detokenizer import Words
 from actors.open_generator import GeneratorOptions, open_generator
 from builders.errors import UserError
+from cluster.access import Access
 from cluster.api import create_app
 from cluster.api_config import ApiConfig
 from cluster.encoder import Encoder
 from cluster.engine_client import EngineClient, facts_of
-from cluster.local_engine import LocalEngine
+from cluster.recovery import RecoveringEngine, RecoveringSource
 from cluster.served_model import ServedModel
 from cluster.token_texts import TokenTexts
 from cluster.tokenizer import open_tokenizer
@@ -30,6 +32,7 @@ def local_app(
     engine_dir: Path,
     config: ApiConfig | None = None,
     *,
+    access: Access | None = None,
     name: str | None = None,
     generator: GeneratorOptions | None = None,
     tokenizer_dir: Path | None = None,
@@ -44,16 +47,18 @@ def local_app(
 
     @asynccontextmanager
     async def opening() -> AsyncIterator[Sequence[ServedModel]]:
-        source = await asyncio.to_thread(open_generator, engine_dir, generator)
-        facts = facts_of(name or engine_dir.resolve().name, source.manifest, source.eos)
-        engine = LocalEngine(source, facts, max_waiting=config.max_waiting)
+        known_as = name or engine_dir.resolve().name
+        reopen = partial(open_generator, engine_dir, generator)
+        source = await asyncio.to_thread(RecoveringSource, known_as, reopen)
+        facts = facts_of(known_as, source.manifest, source.eos)
+        engine = RecoveringEngine(source, facts, max_waiting=config.max_waiting)
         model = served(engine, tokenizer, config, chat_template=chat_template, tool_format=tool_format)
         try:
             yield [model]
         finally:
             await model.close()
 
-    return create_app(opening, config)
+    return create_app(opening, config, access=access)
 
 
 def served(

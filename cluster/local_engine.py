@@ -14,17 +14,23 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol
 
+from actors.engine_stats import EngineStats
 from actors.messages import Request, Tokens
-from builders.errors import BusyError, RankforgeError, UserError, WorkerError
+from builders.errors import BusyError, RankforgeError, RequestError, UserError, WorkerError
 from cluster.engine_client import EngineLoad, ModelFacts
 from cluster.generation import TokenSource
 from cluster.news_stream import NewsStream
 
 MAX_WAITING = 256
+_LOOK_S = 0.25
+"""How often a generator that has nothing to do is asked whether it has: ranks may fail while they wait."""
 
 
 class OwnedSource(TokenSource, Protocol):
-    """A generator that its thread ends."""
+    """A generator that its thread ends. A step may raise RequestError, and then another follows."""
+
+    def stats(self) -> EngineStats:
+        """What it has done so far, for any thread."""
 
     def close(self) -> None: ...
 
@@ -37,10 +43,10 @@ class _Cancel:
 
 @dataclass(frozen=True)
 class _Refusal:
-    """A request that can never be done."""
+    """A request that can never be done, or that cannot go on."""
 
     request: str
-    error: UserError
+    error: UserError | RequestError
 
 
 class LocalEngine:
@@ -90,6 +96,9 @@ class LocalEngine:
             failure=self._failure,
         )
 
+    def stats(self) -> EngineStats:
+        return self._source.stats()
+
     async def close(self) -> None:
         """Returns when the generator is closed."""
         with self._changed:
@@ -108,14 +117,20 @@ class LocalEngine:
     def _run(self) -> None:
         with _Outcome(self), _Closing(self._source):
             while self._take_orders():
-                if news := self._source.step():
-                    self._tell(news)
+                self._step()
+
+    def _step(self) -> None:
+        try:
+            if news := self._source.step():
+                self._tell(news)
+        except RequestError as error:
+            self._tell(_Refusal(error.request, error))
 
     def _take_orders(self) -> bool:
         """Waits where there is nothing to do; false when it is to end."""
         with self._changed:
             while not (self._orders or self._closing or self._source.has_work):
-                self._changed.wait()
+                self._changed.wait(_LOOK_S)
             orders, self._orders = self._orders, []
         for order in orders if not self._closing else ():
             self._obey(order)

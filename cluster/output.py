@@ -6,12 +6,12 @@ import ctypes
 import errno
 import os
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from builders.errors import ArtifactError, UserError
-from builders.store import Entry, disk
+from builders.store import disk
 from builders.store.scratch import Scratch
 
 
@@ -101,6 +101,15 @@ def _appears(draft: Path, output: Path) -> bool:
     return True
 
 
+def link(source: Path, target: Path) -> None:
+    """Files that nobody writes again are shared where the file system can, copied where it cannot."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+        disk.sync(target)
+
+
 def in_the_way(output: Path) -> ArtifactError:
     """Of what appeared meanwhile and is something else."""
     return ArtifactError(f"{output}: appeared meanwhile; look at it, then run again")
@@ -129,24 +138,3 @@ def _swapped(one: Path, other: Path) -> bool:
     if (code := ctypes.get_errno()) in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
         return False
     raise OSError(code, os.strerror(code), str(other))
-
-
-def copy_out(entry: Entry, shared: Collection[str], draft: Path) -> None:
-    """Put an entry's files into a draft, durably; those that nobody writes again are links."""
-    for name in entry.manifest.files:
-        (draft / name).parent.mkdir(parents=True, exist_ok=True)
-        if name in shared:
-            link(entry.path(name), draft / name)
-        else:
-            shutil.copyfile(entry.path(name), draft / name)
-            disk.sync(draft / name)
-    disk.sync_folders(draft)
-
-
-def link(source: Path, target: Path) -> None:
-    """Files that nobody writes again are shared where the file system can, copied where it cannot."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
-        disk.sync(target)

@@ -26,7 +26,10 @@ Unit = Literal["bytes", "percent"]
 
 _PARTS: Mapping[Unit, str] = {"bytes": "rank", "percent": "unit"}
 MOST_BARS = 16
-"""Of parts: more would not fit on a screen."""
+"""Of parts: more would not fit on a screen, so of more only those that are in hand have one."""
+
+MOST_SHARES = 8
+"""Of parts in hand, in one line."""
 
 
 class Reporter(Protocol):
@@ -37,6 +40,12 @@ class Reporter(Protocol):
 
     def advance(self, part: int, amount: int) -> None:
         """A part is this much further."""
+
+    def done(self, part: int) -> None:
+        """A part is whole."""
+
+    def lost(self, part: int, what: str) -> None:
+        """An attempt at a part was lost."""
 
     def finish(self) -> None:
         """The job is over, well or not."""
@@ -56,7 +65,7 @@ _COLUMNS: Mapping[Unit, Sequence[ProgressColumn]] = {
 
 
 class BarReporter:
-    """A bar for the whole and, where they are not too many, one for every part."""
+    """A bar for the whole, and one for every part."""
 
     def __init__(self, stream: TextIO) -> None:
         self._console = Console(file=stream)
@@ -66,24 +75,38 @@ class BarReporter:
         columns = (TextColumn("{task.description}"), BarColumn(), *_COLUMNS[unit], TimeRemainingColumn())
         self._progress = Progress(*columns, console=self._console)
         self._total = self._progress.add_task(label, total=sum(sizes))
-        if 1 < len(sizes) <= MOST_BARS:
-            self._parts = {
-                part: self._progress.add_task(f"  {_PARTS[unit]} {part}", total=size)
-                for part, size in enumerate(sizes)
-            }
+        self._sizes, self._unit, self._parts = sizes, unit, {}
+        for part in range(len(sizes) if 1 < len(sizes) <= MOST_BARS else 0):
+            self._add(part)
         self._progress.start()
 
     def advance(self, part: int, amount: int) -> None:
         self._progress.advance(self._total, amount)
+        if part not in self._parts and len(self._sizes) > 1 and len(self._parts) < MOST_BARS:
+            self._add(part)
         if part in self._parts:
             self._progress.advance(self._parts[part], amount)
+
+    def done(self, part: int) -> None:
+        if len(self._sizes) > MOST_BARS and part in self._parts:
+            self._progress.remove_task(self._parts.pop(part))
+
+    def _add(self, part: int) -> None:
+        name = f"  {_PARTS[self._unit]} {part}"
+        self._parts[part] = self._progress.add_task(name, total=self._sizes[part])
+
+    def lost(self, part: int, what: str) -> None:
+        self._progress.console.print(what, highlight=False, markup=False)
 
     def finish(self) -> None:
         self._progress.stop()
 
 
 class LineReporter:
-    """A line at the start, at every tenth of the way, and at most every two seconds."""
+    """A line at the start, one for every part that is whole, and one for every tenth of the way.
+
+    Where there is much to say, that is said every two seconds; machines hear of every part.
+    """
 
     def __init__(self, stream: TextIO, *, as_json: bool) -> None:
         self._stream, self._as_json = stream, as_json
@@ -91,31 +114,67 @@ class LineReporter:
 
     def start(self, sizes: Sequence[int], label: str, unit: Unit = "bytes") -> None:
         self._label, self._unit, self._total, self._done = label, unit, max(1, sum(sizes)), 0
+        self._sizes, self._whole = sizes, 0
+        self._each: dict[int, int] = {}
         self._began = self._said_at = time.monotonic()
         self._say(**{f"{_PARTS[unit]}s": len(sizes)})
 
     def advance(self, part: int, amount: int) -> None:
         tenth = self._done * 10 // self._total
         self._done += amount
-        now = time.monotonic()
-        done = self._done >= self._total
-        if done or (self._done * 10 // self._total > tenth and now - self._said_at > 2):
-            self._said_at = now
-            self._say(**{_PARTS[self._unit]: part})
+        self._each[part] = self._each.get(part, 0) + amount
+        if self._done * 10 // self._total > tenth and self._is_time:
+            self._say()
+
+    def done(self, part: int) -> None:
+        self._whole += 1
+        if self._as_json or (1 < len(self._sizes) <= MOST_BARS and self._is_time):
+            self._say(**{_PARTS[self._unit]: part, "size": self._sizes[part]})
+
+    @property
+    def _is_time(self) -> bool:
+        return time.monotonic() - self._said_at > 2
+
+    def lost(self, part: int, what: str) -> None:
+        line = json.dumps({"label": self._label, _PARTS[self._unit]: part, "lost": what})
+        print(line if self._as_json else what, file=self._stream, flush=True)
 
     def finish(self) -> None:
+        """The last line comes when every part has said that it is done."""
+        if self._done >= self._total:
+            self._say()
         self._stream.flush()
 
     def _say(self, **facts: int) -> None:
+        self._said_at = time.monotonic()
         speed = self._done / max(time.monotonic() - self._began, 1e-9)
         left_s = (self._total - self._done) / speed if self._done else None
         if self._as_json:
             news = {"label": self._label, "done": self._done, "total": self._total, "unit": self._unit}
-            print(json.dumps({**news, "left_s": left_s, **facts}), file=self._stream, flush=True)
+            whole = {"whole": self._whole, "parts": len(self._sizes), "in_hand": self._in_hand()}
+            pace = {"per_s": round(speed, 1), "left_s": left_s}
+            print(json.dumps({**news, **whole, **pace, **facts}), file=self._stream, flush=True)
             return
         left = "" if left_s is None else f", {self._speed(speed)}{left_s:.0f} s left"
         share = 100 * self._done // self._total
-        print(f"{self._label}: {share}%{self._size()}{left}", file=self._stream, flush=True)
+        many = len(self._sizes)
+        parts = f", {self._whole} of {many} {_PARTS[self._unit]}s" if many > 1 else ""
+        print(
+            f"{self._label}: {share}%{self._size()}{parts}{self._shares()}{left}",
+            file=self._stream,
+            flush=True,
+        )
+
+    def _in_hand(self) -> dict[int, int]:
+        """How far those parts are that are neither whole nor untouched."""
+        return {part: done for part, done in sorted(self._each.items()) if 0 < done < self._sizes[part]}
+
+    def _shares(self) -> str:
+        found = [f"{part} at {100 * done // self._sizes[part]}%" for part, done in self._in_hand().items()]
+        if not found or len(self._sizes) == 1:
+            return ""
+        more = f" and {len(found) - MOST_SHARES} more" if len(found) > MOST_SHARES else ""
+        return f" ({_PARTS[self._unit]} {', '.join(found[:MOST_SHARES])}{more})"
 
     def _size(self) -> str:
         return f" of {self._total / 1e6:.1f} MB" if self._unit == "bytes" else ""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import signal
 import socket
+import threading
 from typing import TextIO
 
 from builders.errors import UserError
@@ -26,12 +28,15 @@ _MISFITS = {
 
 def join(option: str | None) -> str | None:
     """Join the cluster asked for, or else the one that this process is a job of, if any; says which."""
-    if option is not None:
-        connect(option)
-    elif (address := ray_address()) is not None:
-        connect(address, named=RAY_ADDRESS)
-        return address
-    return option
+    address = cluster_of(option)
+    if address is not None:
+        connect(address, named="--address" if option else RAY_ADDRESS)
+    return address
+
+
+def cluster_of(option: str | None) -> str | None:
+    """The address of the one asked for, or else of the one that this process is a job of, if any."""
+    return option or ray_address()
 
 
 def connect(address: str, *, named: str = "--address") -> None:
@@ -42,10 +47,19 @@ def connect(address: str, *, named: str = "--address") -> None:
 
     if address != "auto" and (what := _MISFITS.get(door(address))):
         raise UserError(f"{named}={address}: the cluster {what}")
+    heard = signal.getsignal(signal.SIGTERM)
     try:
-        ray.init(address=address, log_to_driver=False)
+        if not ray.is_initialized():
+            ray.init(address=address, log_to_driver=False)
+        # Or Ray prints of every worker that is killed, in the midst of results; its debugger does the same.
+        ray._private.worker._worker_logs_enabled = False
+        # The first error ends a job and is said in one line; Ray would print those of all other workers too.
+        ray._private.worker._unhandled_error_handler = lambda e: None
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise _refused(address, named, " ".join(str(error).split())) from error
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, heard)  # Ray has put one of its own in its place
 
 
 def warn_of_open_door(notes: TextIO) -> None:

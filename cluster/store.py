@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -14,11 +13,8 @@ from builders.errors import UserError
 from builders.store import Home, Store
 from builders.store.home import MIN_AGE_S
 from cluster.inspect import size
-from cluster.store_place import existing_store
+from cluster.store_place import Place, existing_store
 from cluster.values import seconds, size_bytes
-
-Place = str | Path
-"""A folder or a URL."""
 
 
 def listing(place: Place) -> list[dict[str, Any]]:

@@ -8,8 +8,11 @@ from builders.errors import UserError
 from builders.store import Home, Store, StorePlace
 from builders.store.urls import is_url
 
+Place = str | Path
+"""A folder or a URL."""
 
-def open_store(store_dir: str | Path | None, store_cache: Path | None, output: Path) -> Store:
+
+def open_store(store_dir: Place | None, store_cache: Path | None, output: Path) -> Store:
     """The store that the options name; its home is refused here if it cannot be reached or written."""
     store = store_place(store_dir, store_cache, output).open()
     if store.home:
@@ -17,7 +20,7 @@ def open_store(store_dir: str | Path | None, store_cache: Path | None, output: P
     return store
 
 
-def store_place(store_dir: str | Path | None, store_cache: Path | None, output: Path) -> StorePlace:
+def store_place(store_dir: Place | None, store_cache: Path | None, output: Path) -> StorePlace:
     """By default, the folder is beside the output, so that what is linked into it takes no space."""
     beside = output.parent / ".rankforge-store"
     if store_dir is not None and is_url(str(store_dir)):
@@ -27,7 +30,7 @@ def store_place(store_dir: str | Path | None, store_cache: Path | None, output: 
     return StorePlace(folder=beside if store_dir is None else Path(store_dir))
 
 
-def existing_store(store_dir: str | Path) -> Store | Home:
+def existing_store(store_dir: Place) -> Store | Home:
     """A store to look after; of a URL, its home alone."""
     if is_url(str(store_dir)):
         home = Home(str(store_dir))

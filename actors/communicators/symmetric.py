@@ -45,7 +45,7 @@ class SymmetricMemory:
     def __init__(self, place: Rendezvous, base: Peers) -> None:
         self.rank, self.size, self._base = place.index, place.size, base
         self._name = _shared_name(place)
-        _register(place, self._name)
+        self._group = _register(place, self._name)  # known by its name while this lives
         _SymmetricMemory.set_group_info(self._name, place.index, place.size, place.scope)
         device = torch.device("cuda", torch.cuda.current_device())
         size = BUFFER_BYTES + 8 * math.prod(inbox_shape(place.size))
@@ -118,13 +118,14 @@ def _peer_buffers(handle: _SymmetricMemory) -> PeerBuffers | None:
     return PeerBuffers(rank=rank, inbox=inboxes[rank], others=others, epochs=epochs)
 
 
-def _register(place: Rendezvous, name: str) -> None:
+def _register(place: Rendezvous, name: str) -> ProcessGroup:
     """PyTorch looks for a group of processes by that name; of this one it uses nothing but who is in it."""
     group = ProcessGroup(place.scope, place.index, place.size)
     group._set_group_name(name)  # type: ignore[arg-type]
     group._register_backend(torch.device("cpu"), ProcessGroup.BackendType.GLOO, gloo_group(place))
     group._set_default_backend(ProcessGroup.BackendType.GLOO)
     _register_process_group(name, group)  # type: ignore[arg-type]
+    return group
 
 
 def _shared_name(place: Rendezvous) -> str:

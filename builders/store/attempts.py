@@ -5,6 +5,7 @@
     used/KEY/last, pins/KEY/pin    when it was used last; that it must stay
     condemned/KEY/PRUNER           somebody is about to remove it
     probes/NUMBER                  somebody asks what time it is
+    notes/NAME                     what is said of jobs, after its sha256; written again and again
 
 An attempt is seen once its object below entries/ exists, which happens at once and last. Nothing below files/
 is ever written twice, so a reader sees the bytes that the names promise, or that there are none.
@@ -19,8 +20,8 @@ from dataclasses import dataclass
 FORMAT = "rankforge-store-home-1"
 """The object, without content, that makes a place a home."""
 
-FOLDERS = ("files", "entries", "used", "pins", "condemned", "probes")
-USED, PINNED = "used/{}/last", "pins/{}/pin"
+FOLDERS = ("files", "entries", "used", "pins", "condemned", "probes", "notes")
+USED, PINNED, NOTE = "used/{}/last", "pins/{}/pin", "notes/{}"
 
 _MARKER = re.compile("entries/([0-9a-f]{64})/([0-9a-f]{32})-([0-9a-f]{64})")
 

@@ -22,6 +22,10 @@ class Blobs:
         except FileNotFoundError:
             return None
 
+    def names(self, start: str = "") -> list[str]:
+        """Of the blobs whose names start so."""
+        return sorted(path.name for path in (self._root / "blobs").glob("*") if path.name.startswith(start))
+
     def write(self, name: str, data: bytes) -> None:
         """Replace it at once."""
         target = self._path(name)

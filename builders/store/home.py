@@ -14,6 +14,7 @@ from builders.keys import check_key
 from builders.store import disk, home_publish, home_upkeep
 from builders.store.attempts import FORMAT, PINNED, USED, Attempt, attempts_in
 from builders.store.manifest import MANIFEST, MAX_MANIFEST_BYTES, FileRecord, Manifest, parse
+from builders.store.notes import HomeNotes
 from builders.store.objects import Found, MissingObject, Objects, at_once
 from builders.store.upkeep import Listed, Pruned
 from builders.store.urls import file_system, home_url
@@ -29,6 +30,7 @@ class Home:
     def __init__(self, url: str) -> None:
         self.url = home_url(url)
         self.objects = Objects(file_system(self.url), self.url)
+        self.notes = HomeNotes(self.objects)
 
     def __str__(self) -> str:
         return str(self.url)

@@ -19,6 +19,7 @@ from builders.store.draft import Draft
 from builders.store.home import Home
 from builders.store.locks import Announce, Wait, locked
 from builders.store.manifest import MANIFEST, Manifest, describe
+from builders.store.notes import Notes
 from builders.store.objects import at_once
 from builders.store.place import StorePlace
 from builders.store.scratch import Scratch
@@ -55,6 +56,7 @@ class Store:
         self._scratch = Scratch(root / "scratch")
         self._shelf = Shelf(root, self._scratch, announce)
         self._blobs = Blobs(root, self._scratch)
+        self.notes: Notes = home.notes if home else self._blobs
         self._hashed: dict[str, Manifest] = {}
         self._told: set[str] = set()
 
@@ -177,8 +179,7 @@ class Store:
                 self._share(key)
             return found
 
-        wanted = sorted(here | (set(keys) & there))
-        return {entry.key for entry in at_once(move, wanted, _AT_ONCE) if entry}
+        return {entry.key for entry in at_once(move, sorted(here | (set(keys) & there)), _AT_ONCE) if entry}
 
     def _fetch(self, home: Home, key: str, part: Recipe | None = None) -> Entry | None:
         """What the home has of an entry; several that want it wait for one."""

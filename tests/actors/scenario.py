@@ -46,6 +46,9 @@ class Watched:
     def collect(self) -> StepResult:
         return self.ranks.collect()
 
+    def check(self) -> None:
+        self.ranks.check()
+
     def close(self) -> None:
         self.ranks.close()
 

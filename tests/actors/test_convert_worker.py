@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from actors.convert_worker import run_ranks
+from actors.convert_worker import RankJob, convert_ranks
+from actors.executor import Unheard
+from actors.processes import Processes
 from builders.convert import ConvertPlan
 from builders.errors import SourceError
 from builders.mapping import Mapping
@@ -26,13 +28,21 @@ def plan_of(model: Path) -> ConvertPlan:
     )
 
 
+def jobs_of(plan: ConvertPlan, folder: Path) -> list[RankJob]:
+    return [RankJob(plan=plan, rank=rank, place=folder) for rank in range(plan.mapping.world_size)]
+
+
 @pytest.mark.parametrize("workers", [1, 3])
 def test_progress_adds_up_for_every_rank(tmp_path: Path, workers: int) -> None:
     heard: dict[int, int] = {}
     plan = plan_of(save_llama(tmp_path / "model"))
     (tmp_path / "out").mkdir()
-    advance = lambda rank, size: heard.update({rank: heard.get(rank, 0) + size})  # noqa: E731
-    written = run_ranks(plan, tmp_path / "out", workers=workers, advance=advance)
+
+    class Listener(Unheard):
+        def advanced(self, job: int, amount: int) -> None:
+            heard[job] = heard.get(job, 0) + amount
+
+    written = convert_ranks(jobs_of(plan, tmp_path / "out"), Processes(workers=workers), Listener())
     assert [file.name for file in written] == [f"rank{rank}.safetensors" for rank in range(4)]
     for rank, file in enumerate(written):
         assert 0 < heard[rank] < file.num_bytes == (tmp_path / "out" / file.name).stat().st_size
@@ -43,4 +53,4 @@ def test_error_in_a_worker_is_its_own(tmp_path: Path, workers: int) -> None:
     plan = plan_of(save_llama(tmp_path / "model"))
     (tmp_path / "model/model.safetensors").write_bytes(b"gone")
     with pytest.raises(SourceError, match="not a readable safetensors file"):
-        run_ranks(plan, tmp_path, workers=workers, advance=lambda _rank, _size: None)
+        convert_ranks(jobs_of(plan, tmp_path), Processes(workers=workers), Unheard())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import weakref
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,61 @@ def test_any_company(seed: int, subjects: Subjects, tmp_path: Path) -> None:
         scenario = Scenario(generator, wishes)
         scenario.run()
     scenario.check(subject.model)
+
+
+@dataclass
+class Interrupted(Scenario):
+    """Now and then all that is left is what was told."""
+
+    opening: Callable[[], Generator] = field(kw_only=True)
+    chance: random.Random = field(kw_only=True)
+    deaths: int = 0
+
+    def _step(self) -> None:
+        super()._step()
+        if self.chance.random() < 0.1:
+            remaining = self.generator.remaining()
+            self.generator.close()
+            self.generator = self.opening()
+            for request in remaining:
+                self.generator.add(request)
+            self.deaths += 1
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+@pytest.mark.parametrize("seed", range(4))
+def test_others_go_on(steps: int, seed: int, subjects: Subjects, tmp_path: Path) -> None:
+    """Whatever was under way, and however far it was: texts, draws, penalties, scores, searches."""
+    subject = subjects("llama2-gqa")
+    folder = subject.engine(Mapping(), tmp_path / "engine")
+
+    def opening() -> Generator:
+        generator = opened(folder, draft_tokens=3 * (seed % 2))
+        generator._pace = Pace(steps=steps, fed=False)
+        return generator
+
+    scenario = Interrupted(opening(), subject.wishes, opening=opening, chance=random.Random(seed))
+    scenario.run()
+    scenario.generator.close()
+    scenario.check(subject.model)
+    assert scenario.deaths > 3
+
+
+def test_without_a_seed_the_draw_goes_on(subjects: Subjects, tmp_path: Path) -> None:
+    """It is the one that the first has drawn, wherever the text is cut."""
+    folder = subjects("llama2-gqa").engine(Mapping(), tmp_path / "engine")
+    request, texts = Request("r", (5, 6), SamplingParams(max_tokens=20, ignore_eos=True)), []
+    with opened(folder) as first:
+        first.add(request)
+        (begun,) = first.remaining()
+        told = [one for _ in range(7) for one in first.step()]
+        (rest,) = first.remaining()
+    for one in (begun, rest):
+        with opened(folder) as other:
+            other.add(one)
+            news = told * (one is rest) + [one for _ in range(30) for one in other.step()]
+            texts.append([token for one in news for token in one.tokens])
+    assert texts[0] == texts[1] and len(texts[0]) == 20
 
 
 def test_right_guesses_save_steps(subjects: Subjects, tmp_path: Path) -> None:

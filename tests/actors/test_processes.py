@@ -13,19 +13,36 @@ from pathlib import Path
 
 import pytest
 
-from actors.processes import run_jobs
+from actors.executor import Unheard
+from actors.processes import Processes
 from builders.errors import SourceError, WorkerError
 
 ROOT = Path(__file__).parent.parent.parent
 
 
-def heard_nothing(_job: int, _amount: int) -> None:
-    pass
+def names(count: int, kind: str = "job") -> list[str]:
+    return [f"{kind} {number}" for number in range(count)]
 
 
 def double(job: int, advance: Callable[[int], None]) -> int:
     advance(job)
     return 2 * job
+
+
+class Listener(Unheard):
+    """Writes down what it hears."""
+
+    def __init__(self) -> None:
+        self.heard: list[tuple[object, ...]] = []
+
+    def began(self, job: int, where: str) -> None:
+        self.heard.append((job, "began", where))
+
+    def advanced(self, job: int, amount: int) -> None:
+        self.heard.append((job, "advanced", amount))
+
+    def done(self, job: int) -> None:
+        self.heard.append((job, "done"))
 
 
 @pytest.fixture(autouse=True)
@@ -38,12 +55,12 @@ def nobody_is_left() -> Iterator[None]:
 
 @pytest.mark.parametrize("workers", [1, 2, 5])
 def test_results_come_in_the_order_of_the_jobs(workers: int) -> None:
-    heard: list[tuple[int, int]] = []
-    results = run_jobs(
-        double, range(5), workers=workers, advance=lambda *news: heard.append(news), name="job"
-    )
+    listener = Listener()
+    results = Processes(workers=workers).run(double, range(5), names(5), listener)
     assert results == [0, 2, 4, 6, 8]
-    assert sorted(heard) == [(job, job) for job in range(5)]
+    for job in range(5):
+        heard = [news[1:] for news in listener.heard if news[0] == job]
+        assert heard == [("began", "this machine"), ("advanced", job), ("done",)]
 
 
 def fail_or_last(job: int, _advance: Callable[[int], None]) -> None:
@@ -55,7 +72,7 @@ def fail_or_last(job: int, _advance: Callable[[int], None]) -> None:
 
 def test_first_error_ends_the_others() -> None:
     with pytest.raises(SourceError, match=r"^bad.bin: not a checkpoint$"):
-        run_jobs(fail_or_last, range(3), workers=3, advance=heard_nothing, name="job")
+        Processes(workers=3).run(fail_or_last, range(3), names(3), Unheard())
 
 
 def divide(job: int, _advance: Callable[[int], None]) -> float:
@@ -64,7 +81,7 @@ def divide(job: int, _advance: Callable[[int], None]) -> float:
 
 def test_a_bug_shows_its_traceback(capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(WorkerError, match=r"job 1: its worker died \(exit code 1\)"):
-        run_jobs(divide, [1, 0], workers=2, advance=heard_nothing, name="job")
+        Processes(workers=2).run(divide, [1, 0], names(2), Unheard())
     assert "ZeroDivisionError" in capfd.readouterr().err
 
 
@@ -76,15 +93,16 @@ def die(job: int, _advance: Callable[[int], None]) -> None:
 
 def test_killed_worker_is_named() -> None:
     with pytest.raises(WorkerError, match=r"rank 1: its worker died \(SIGKILL\)"):
-        run_jobs(die, range(2), workers=2, advance=heard_nothing, name="rank")
+        Processes(workers=2).run(die, range(2), names(2, "rank"), Unheard())
 
 
 def test_error_of_the_listener_ends_the_workers() -> None:
-    def tired(_job: int, _amount: int) -> None:
-        raise RuntimeError("no more news")
+    class Tired(Unheard):
+        def advanced(self, job: int, amount: int) -> None:
+            raise RuntimeError("no more news")
 
     with pytest.raises(RuntimeError, match="no more news"):
-        run_jobs(double, range(4), workers=2, advance=tired, name="job")
+        Processes(workers=2).run(double, range(4), names(4), Tired())
 
 
 def say_and_sleep(_job: int, _advance: Callable[[int], None]) -> None:
@@ -94,10 +112,11 @@ def say_and_sleep(_job: int, _advance: Callable[[int], None]) -> None:
 
 def test_no_worker_outlives_its_parent() -> None:
     code = (
-        "from actors.processes import run_jobs\n"
-        "from tests.actors.test_processes import heard_nothing, say_and_sleep\n"
+        "from actors.executor import Unheard\n"
+        "from actors.processes import Processes\n"
+        "from tests.actors.test_processes import names, say_and_sleep\n"
         "if __name__ == '__main__':\n"
-        "    run_jobs(say_and_sleep, range(2), workers=2, advance=heard_nothing, name='job')\n"
+        "    Processes(workers=2).run(say_and_sleep, range(2), names(2), Unheard())\n"
     )
     parent = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None

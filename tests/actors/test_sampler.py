@@ -25,8 +25,8 @@ from transformers import (
 )
 
 from actors.needs import Needs
-from actors.sampler import Sampler, in_parts, with_seed
-from actors.sampling_params import SamplingParams
+from actors.sampler import Sampler, in_parts
+from actors.sampling_params import SamplingParams, with_seed
 from builders.errors import UserError
 from tests.strategies import quick
 

@@ -1,4 +1,4 @@
-"""Random histories: everyone gets the text it would get alone, in time, and no block is lost."""
+"""Random histories, deaths included: everyone gets the text it would get alone, in time; no block is lost."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from contextlib import suppress
 from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from msgspec.structs import replace
 
-from actors.messages import Request, StepResult, Tokens
+from actors.messages import Request, StepResult, Tokens, decode, encode
 from actors.sampling_params import SamplingParams
 from actors.scheduler import Scheduler
 from builders.errors import UserError
 from builders.limits import Limits
+from cluster.told import Told
 from tests.actors.fake_ranks import EOS, FakeRanks, alone, beams_alone, logits_alone, prompt_alone
 
 LONGEST = 32
@@ -35,6 +37,7 @@ BEAMS = st.builds(
     SamplingParams,
     max_tokens=st.integers(1, 8),
     num_beams=st.integers(2, 3),
+    seed=st.just(0),
     n=st.integers(1, 2),
     length_penalty=st.sampled_from([0.0, 1.0]),
 )
@@ -79,13 +82,18 @@ class Histories(RuleBasedStateMachine):
             max_beam_width=max_beam_width,
             tokens_per_block=4,
         )
-        self.scheduler = Scheduler(
-            self.limits, num_blocks, eos=[EOS], lanes=lanes, draft_tokens=drafts, scored_tokens=scored
-        )
-        self.ranks = FakeRanks(num_blocks, 4)
         self.ahead, self.scored = ahead, scored
+
+        def open_scheduler() -> Scheduler:
+            return Scheduler(
+                self.limits, num_blocks, eos=[EOS], lanes=lanes, draft_tokens=drafts, scored_tokens=scored
+            )
+
+        self.open_scheduler, self.open_ranks = open_scheduler, lambda: FakeRanks(num_blocks, 4)
+        self.scheduler, self.ranks = open_scheduler(), self.open_ranks()
         self.awaited: deque[StepResult] = deque()
         self.requests: dict[str, Request] = {}
+        self.told: dict[str, Told] = {}
         self.cancelled: set[tuple[str, int]] = set()
         self.news: defaultdict[tuple[str, int], list[Tokens]] = defaultdict(list)
 
@@ -94,8 +102,9 @@ class Histories(RuleBasedStateMachine):
         for prompt, params, namespace in wishes:
             request = Request(f"r{len(self.requests)}", prompt, params, namespace)
             with suppress(UserError):  # more texts than there are slots, or beams than the cache can hold
-                self.scheduler.add(request)
-                self.requests[request.id] = request
+                told = Told(request)
+                self.scheduler.add(told.request)
+                self.requests[request.id], self.told[request.id] = told.request, told
 
     @precondition(lambda self: self.requests)
     @rule(data=st.data())
@@ -105,6 +114,7 @@ class Histories(RuleBasedStateMachine):
         indices = [None] if params.num_beams > 1 else [None, *range(params.n)]
         index = data.draw(st.sampled_from(indices))
         self.scheduler.cancel(request, index)
+        self.told[request].cancel(index)
         self.cancelled |= {(request, i) for i in (range(params.n) if index is None else [index])}
 
     @precondition(lambda self: len(self.awaited) < self.ahead)
@@ -129,6 +139,18 @@ class Histories(RuleBasedStateMachine):
             assert text not in self.cancelled, "nothing is told of what was cancelled"
             assert not self.news[text] or self.news[text][-1].finish is None, "nothing comes after the end"
             self.news[text].append(news)
+            self.told[news.request].take(news)
+
+    @rule()
+    def die(self) -> None:
+        """All that is left are the requests, and what was told of them."""
+        remaining = self.scheduler.remaining()
+        rest = [one for told in self.told.values() if (one := told.rest())]
+        assert [same_cache(one) for one in rest] == [same_cache(one) for one in remaining]
+        self.awaited.clear()
+        self.scheduler, self.ranks = self.open_scheduler(), self.open_ranks()
+        for request in rest:
+            self.scheduler.add(decode(Request, encode(request)))
 
     @rule(times=st.integers(1, 8))
     def work(self, times: int) -> None:
@@ -176,6 +198,8 @@ class Histories(RuleBasedStateMachine):
         assert usage is not None, "the last news say what it took"
         assert (usage.prompt_tokens, usage.output_tokens) == (len(request.prompt), len(text))
         assert usage.cached_tokens < len(request.prompt)
+        assert news[0].usage and news[0].usage.prompt_tokens == len(request.prompt)
+        assert params.n > 1 or news[0].usage.cached_tokens == usage.cached_tokens
         stops = {*params.stop_token_ids, *(() if params.ignore_eos else (EOS,))}
         assert news[-1].finish == ("stop" if text[-1] in stops else "length") or params.min_tokens
         assert [one for details in news[1:] for one in details.prompt_logprobs] == []
@@ -186,6 +210,11 @@ class Histories(RuleBasedStateMachine):
         if params.logprobs is not None:
             told = [one.sampled for details in news for one in details.logprobs]
             assert told == [-float(token) for token in text]
+
+
+def same_cache(request: Request) -> Request:
+    """What was in the cache is told with the first token, and may be known before."""
+    return replace(request, begun=request.begun and replace(request.begun, cached_tokens=0))
 
 
 TestHistories = Histories.TestCase

@@ -8,8 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
-from actors.messages import Request, StepResult, encode
+from actors.messages import Begun, Request, StepResult, encode
 from builders.errors import UserError
 from tests.actors.fake_ranks import alone
 from tests.actors.service import Service, a_request, limits_of
@@ -89,6 +90,10 @@ def test_a_plan_that_only_decodes_is_small() -> None:
     assert sorted(sizes)[5] < 64
 
 
+def begun(*texts: tuple[int, ...] | None, **params: int) -> Request:
+    return replace(a_request("r", [1], **{"n": 2, **params}), begun=Begun(texts))
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [
@@ -99,6 +104,10 @@ def test_a_plan_that_only_decodes_is_small() -> None:
         (lambda: a_request("r", range(40), max_tokens=30), "may take 18 blocks of the cache, which has 16"),
         (lambda: a_request("r", range(9), max_tokens=20, num_beams=4), "may take 26 blocks"),
         (lambda: a_request("there", [1]), "request there: there is one of this name"),
+        (lambda: begun((2,)), "request r: 1 texts have begun; n=2"),
+        (lambda: begun(None, None), "request r: all of it, or a text, has ended; leave out what has"),
+        (lambda: begun((), (2,) * 8), "request r: all of it, or a text, has ended"),
+        (lambda: begun((), (), num_beams=2), "request r: a beam search has begun; start it anew"),
     ],
 )
 def test_what_can_never_be_done_is_refused(make: Callable[[], Request], words: str) -> None:

@@ -19,12 +19,12 @@ from builders.checkpoint import Manifest, read_manifest
 from builders.config_file import to_json
 from builders.engine_folder import load_engine
 from builders.engine_manifest import Unit, read_engine, unit_folder
-from builders.errors import ArtifactError
+from builders.errors import ArtifactError, EngineError
 from builders.limits import Limits
 from builders.mapping import Mapping
 from builders.ops import LayerCache, Step
 from builders.spec import ModelSpec
-from builders.store import disk
+from builders.store import Store, disk
 from builders.tensor_file import Written
 from tests import sim
 from tests.builders.test_families import LAYOUTS, MOE_LAYOUTS, check, reference, sources
@@ -191,3 +191,14 @@ def test_big_models_are_exported_without_their_weights() -> None:
     plan = plan_build(manifest, Limits(), compiled=False)
     assert len(plan.units) == 3 and plan.ranks == (0,) * 8
     assert torch.get_default_dtype() is torch.float32
+
+
+def test_a_machine_of_another_kind_does_not_compile(checkpoint: Path, tmp_path: Path) -> None:
+    manifest = read_manifest(checkpoint)
+    here, vax = (plan_build(manifest, LIMITS, compiled=True, on=on) for on in (None, "vax/none"))
+    assert vax.manifest(manifest, LIMITS, ()).processor == "vax/none"
+    assert len({unit.recipe.key for plan in (here, vax) for unit in plan.units if unit.compiled}) == 4
+    unit = next(unit for unit in vax.units if unit.compiled)
+    with pytest.raises(EngineError, match="and the engine is compiled for vax/none; have it built by"):
+        unit.build(tmp_path / "unit", Store(tmp_path / "store"), lambda _share: None)
+    assert not (tmp_path / "unit").exists()

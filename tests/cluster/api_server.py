@@ -11,6 +11,7 @@ import uvicorn
 from starlette.types import ASGIApp
 from transformers import PreTrainedTokenizerBase
 
+from cluster.access import Access
 from cluster.api import create_app
 from cluster.api_config import ApiConfig
 from cluster.local_app import served
@@ -27,6 +28,7 @@ TEMPLATE = (
 def fake_app(
     *engines: FakeEngine,
     config: ApiConfig | None = None,
+    access: Access | None = None,
     chat_template: str | None = TEMPLATE,
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> ASGIApp:
@@ -40,7 +42,7 @@ def fake_app(
         for model in models:
             await model.close()
 
-    return create_app(opening, config)
+    return create_app(opening, config, access=access)
 
 
 @contextmanager

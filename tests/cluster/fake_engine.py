@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field, replace
 
+from actors.engine_stats import EngineStats
 from actors.messages import Logprobs, Request, Tokens, Usage
 from builders.errors import UserError, WorkerError
 from builders.limits import Limits
@@ -39,6 +40,7 @@ class FakeEngine:
     submitted: list[Request] = field(default_factory=list)
     cancelled: list[tuple[str, int | None]] = field(default_factory=list)
     is_closed: bool = False
+    counted: EngineStats = EngineStats()  # noqa: RUF009 - it is frozen
 
     def submit(self, request: Request) -> AsyncIterator[Batch]:
         self.submitted.append(request)
@@ -49,6 +51,9 @@ class FakeEngine:
 
     def load(self) -> EngineLoad:
         return EngineLoad(waiting=self.waiting)
+
+    def stats(self) -> EngineStats:
+        return self.counted
 
     async def close(self) -> None:
         self.is_closed = True

@@ -20,6 +20,11 @@ from tests.tiny import save_llama
 LIMITS = {"max_batch_size": 4, "max_input_len": 40, "max_seq_len": 64, "max_num_tokens": 64}
 
 
+def flags(**values: object) -> list[object]:
+    """Options as a command line has them."""
+    return [word for name, value in values.items() for word in (f"--{name}", value)]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Made:
     """A model and where it lies."""

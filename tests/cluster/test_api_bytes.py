@@ -299,7 +299,8 @@ def test_a_mistake_of_the_server_is_not_told(stream: bool) -> None:
             json={**COMPLETION, "prompt": ["a", "b"], "stream": stream},
             headers={"x-request-id": "mine"},
         )
-        assert error_of(response, 500)["message"] == "The server had an error"
+        message = error_of(response, 500)["message"]
+        assert message == "The server had an error; its log says which, of request mine"
         assert response.headers["x-request-id"] == "mine" and len(engine.cancelled) == 2
         engine.mistake = None
         assert client.post("/v1/completions", json=COMPLETION).status_code == 200
@@ -331,7 +332,7 @@ def test_every_answer_says_whose_it_is(client: httpx.Client) -> None:
 def test_health_and_metrics(client: httpx.Client) -> None:
     assert client.get("/health").json() == {"status": "ok"}
     assert client.get("/ready").json() == {"status": "ready"}
-    assert 'rankforge_requests_waiting{model="fake"} 0' in client.get("/metrics").text
+    assert 'rankforge:num_requests_waiting{model_name="fake"} 0.0' in client.get("/metrics").text
 
 
 def test_a_template_that_refuses() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ def test_second_build_converts_and_builds_nothing(model: Path, tmp_path: Path) -
     other = from_source(tmp_path / "other", model_dir=str(model), max_batch_size=8, **LAYOUT)
     assert (other.converted, other.num_built, other.reused) == (False, 0, False)
     kinds = [entry["kind"] for entry in listing(tmp_path / ".rankforge-store")]
-    assert sorted(set(kinds)) == ["checkpoint", "torch-program"] and kinds.count("checkpoint") == 1
+    assert {kind: kinds.count(kind) for kind in kinds} == {"checkpoint": 1, "rank": 4, "torch-program": 4}
 
 
 def test_changed_weights_are_noticed(model: Path, tmp_path: Path) -> None:
@@ -224,12 +225,15 @@ def test_programs_only_then_weights(model: Path, tmp_path: Path, source: str) ->
     load_engine(tmp_path / "engine", 0, num_blocks=1)
 
 
-def test_checkpoints_in_the_store_are_checkpoints(model: Path, tmp_path: Path) -> None:
+def test_ranks_in_the_store_are_found_one_by_one(model: Path, tmp_path: Path) -> None:
+    """A rank that was built alone is not converted again beside others."""
+    from_source(tmp_path / "one", model_dir=str(model), ranks="2", **LAYOUT)
+    (entry,) = (tmp_path / ".rankforge-store/entries").glob("*/rank*.safetensors")
+    before = entry.stat()
     from_source(tmp_path / "engine", model_dir=str(model), **LAYOUT)
-    (entry,) = (tmp_path / ".rankforge-store/entries").glob("*/rank0.safetensors")
-    found = inspect(entry.parent, verify=True)
-    assert found["weights"] == "files" and len(found["ranks"]) == 4
-    assert disk.sha256(entry) == disk.sha256(tmp_path / "engine/rank0.safetensors")
+    assert os.path.samefile(entry, tmp_path / "engine/rank2.safetensors")
+    assert (entry.stat().st_mtime_ns, entry.name) == (before.st_mtime_ns, "rank2.safetensors")
+    assert len(list((tmp_path / ".rankforge-store/entries").glob("*/rank*.safetensors"))) == 4
 
 
 def test_older_configuration_brings_its_layout(tmp_path: Path) -> None:

@@ -256,14 +256,6 @@ def test_starting_imports_nothing_slow() -> None:
     assert result.stdout.strip() == "set()"
 
 
-@pytest.mark.slow
-def test_demo(tmp_path: Path) -> None:
-    result = rankforge("demo", "--output_dir", tmp_path)
-    assert result.returncode == 0, result.stderr
-    assert "the same tokens" in result.stdout
-    assert (tmp_path / "tp2pp2" / "rank3.safetensors").is_file()
-
-
 @pytest.mark.parametrize("command", ["convert", "build"])
 @pytest.mark.parametrize("option", ["--tp-size", "--pp_size", "--ep_size"])
 def test_sizes_out_of_reach_are_one_line(command: str, option: str, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from actors.engine_stats import EngineStats
 from actors.messages import Request, Tokens
 from actors.open_generator import GeneratorOptions, open_generator
 from actors.sampling_params import SamplingParams
@@ -55,6 +56,9 @@ class Source:
             for text, left in self.texts.items()
             if text[0] != request or index not in (None, text[1])
         }
+
+    def stats(self) -> EngineStats:
+        return EngineStats(preemptions=self.steps)
 
     def step(self) -> list[Tokens]:
         self.threads.add(threading.get_ident())

@@ -1,4 +1,4 @@
-"""The node types of ray_config.yaml come when ranks need them and go when they are idle.
+"""The node types of ray_config.yaml come when a build or ranks need them and go when they are idle.
 
 Ray's autoscaler decides that; its nodes are raylets of this machine.
 """
@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.cluster.own_ray import NODE_TYPE, own_ray
-from tests.cluster.run_engines import make
+from tests.cluster.run_engines import LIMITS, flags, make
 from tests.cluster.test_ray_config import CONFIG, TYPES, WORKERS
 
 pytestmark = pytest.mark.slow
@@ -63,19 +63,27 @@ def scaling() -> dict[str, Any]:
 
 
 def test_ranks_bring_nodes_and_idle_nodes_go(tmp_path: Path) -> None:
-    engine = make(tmp_path).engine(tp_size=2)
+    make(tmp_path)
+    engine = tmp_path / "engine"
     with own_ray(num_cpus=TYPES[CONFIG["head_node_type"]]["resources"]["CPU"], scaling=scaling()) as ray:
         assert ray.nodes_ever() == []
+
+        build = ("build", "--model_dir", tmp_path / "model", "--output_dir", engine, "--tp_size", 2)
+        small = (*flags(**LIMITS), "--dtype", "float32", "--no_compile", "--tokens_per_block", 8)
+        done = ray.run("-m", "cluster", *build, *small, "--address", ray.address)
+        assert done.returncode == 0, done.stderr
+        assert ray.nodes_ever() == ["cpu-build"]
+        ray.wait_for([], timeout_s=60)
 
         run = ("-m", "cluster", "run", "--engine_dir", engine, "--max_output_len", 4, "--json")
         done = ray.run(*run, "--input_text", "hello", "--address", ray.address)
         assert done.returncode == 0, done.stderr
         (found,) = json.loads(done.stdout)["results"]
         assert found["outputs"][0]["tokens"]
-        assert ray.nodes_ever() == ["cpu-build"]
+        assert ray.nodes_ever() == ["cpu-build"] * 2
         ray.wait_for([], timeout_s=60)
 
         done = ray.run("-c", FOUR_GPU_RANKS, ray.address)
         assert done.stdout == "CREATED 1 4\n", done.stderr
-        assert ray.nodes_ever() == ["cpu-build", "gpu-serve"]
+        assert ray.nodes_ever() == ["cpu-build", "cpu-build", "gpu-serve"]
         ray.wait_for([], timeout_s=60)

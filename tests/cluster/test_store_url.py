@@ -55,7 +55,7 @@ def forbid(monkeypatch: pytest.MonkeyPatch) -> None:
     def never(*_args: Any, **_settings: Any) -> None:
         raise AssertionError("done twice")
 
-    monkeypatch.setattr(cluster.checkpoints, "run_ranks", never)
+    monkeypatch.setattr(cluster.checkpoints, "convert_ranks", never)
     monkeypatch.setattr(builders.build, "build_unit", never)
     monkeypatch.setattr(actors.build_worker, "build_one", never)
 
@@ -87,7 +87,7 @@ def test_only_what_is_missing_is_built(model: Path, tmp_path: Path, url: str) ->
 def test_workers_publish_too(model: Path, tmp_path: Path) -> None:
     url = f"file://{tmp_path}/home"
     first = build(options(model, tmp_path / "one", url, workers=2), SILENT)
-    assert first.num_built == 4 and len(listing(url)) == 5
+    assert first.num_built == 4 and len(listing(url)) == 1 + 4 + 4
     assert build(options(model, tmp_path / "two", url), SILENT).num_built == 0
 
 
@@ -96,12 +96,12 @@ def test_a_limit_is_of_the_cache_alone(model: Path, tmp_path: Path, url: str) ->
     build(options(model, tmp_path / "one", url, **given), SILENT)
     made = build(options(model, tmp_path / "two", url, dtype="float16", store_limit="0", **given), SILENT)
     assert made.store and made.store.evicted
-    assert len(listing(tmp_path / "cache")) == made.num_units + 1 < len(listing(url))
+    assert len(listing(tmp_path / "cache")) == 1 + 4 + made.num_units < len(listing(url))
 
 
 def test_the_cache_lies_where_it_is_wanted(model: Path, tmp_path: Path, url: str) -> None:
     build(options(model, tmp_path / "one", url, store_cache=tmp_path / "cache"), SILENT)
-    assert len(listing(tmp_path / "cache")) == 5 and not (tmp_path / "one/.rankforge-store").exists()
+    assert len(listing(tmp_path / "cache")) == 9 and not (tmp_path / "one/.rankforge-store").exists()
 
 
 def converted(model: Path, out: Path, **changes: Any) -> Any:
@@ -133,7 +133,7 @@ def test_a_conversion_is_found_by_another_machine_and_by_a_build(
 
 def test_a_conversion_by_way_of_a_folder(model: Path, tmp_path: Path) -> None:
     converted(model, tmp_path / "one", store_dir=str(tmp_path / "store"))
-    assert [entry["kind"] for entry in listing(tmp_path / "store")] == ["checkpoint"]
+    assert [entry["kind"] for entry in listing(tmp_path / "store")] == ["rank"] * 4
 
 
 def test_damage_at_home_is_refused_and_not_published(model: Path, tmp_path: Path, url: str) -> None:
@@ -153,7 +153,7 @@ def test_looking_after_a_home(model: Path, tmp_path: Path, url: str) -> None:
     (key,) = (entry["key"] for entry in listing(url) if entry["kind"] == "checkpoint")
     assert pin(url, key[:12]) == key
     assert prune(url, "0")["evicted"] == (), "all of it is new"
-    assert len(prune(url, "0", "0")["evicted"]) == 4
+    assert len(prune(url, "0", "0")["evicted"]) == 8
     assert [(entry["key"], entry["pinned"]) for entry in listing(url)] == [(key, True)]
     assert unpin(url, key) == key and prune(url, "0", "0s")["evicted"] == (key,)
     with pytest.raises(UserError, match=f"no entry starts so; `rankforge store list --store_dir {url}`"):
@@ -194,7 +194,7 @@ def test_from_the_shell(model: Path, tmp_path: Path) -> None:
     ]
     assert [one["num_built"] > 0 for one in made] == [True, False] and not made[1]["converted"]
     rows = json.loads(rankforge("store", "list", "--store_dir", url, "--json").stdout)["entries"]
-    assert len(rows) == made[0]["num_units"] + 1
+    assert len(rows) == made[0]["num_units"] + 2
     assert rankforge("store", "verify", "--store_dir", url).stdout == "all sound\n"
     pruned = rankforge("store", "prune", "--store_dir", url, "--max_bytes", "0", "--min_age", "0")
     assert pruned.stdout.startswith(f"evicted {len(rows)} entries")

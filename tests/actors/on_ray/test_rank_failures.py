@@ -16,7 +16,7 @@ from actors.messages import Beams, Order, StepResult, encode
 from actors.rank_actors import Room, here
 from actors.rank_group import GroupPlan, RankGroup
 from actors.vigil import Bounds
-from builders.errors import WorkerError
+from builders.errors import ArtifactError, WorkerError
 from builders.mapping import Mapping
 from tests.actors.engines import NUM_BLOCKS, PROMPTS, engine, first_step, next_step
 from tests.tiny import save_llama
@@ -119,6 +119,15 @@ def test_a_rank_that_raises(engines: dict[str, Path]) -> None:
             opened.collect()
 
 
+def test_this_process_own_rank_raises(engines: dict[str, Path]) -> None:
+    """It is told as others' mistakes are."""
+    unheard = msgspec.structs.replace(FIRST.plan, beams=(Beams("nobody", (0,), (0.0,)),))
+    with group(engines["tp2"]) as opened, pytest.raises(WorkerError, match=r"KeyError: 'nobody'") as raised:
+        opened.submit(Order(unheard))
+    assert str(raised.value).startswith(f"rank 0 on node {here().host} (pid {os.getpid()}): ")
+    assert isinstance(raised.value.__cause__, KeyError)
+
+
 def test_a_rank_that_cannot_load(engines: dict[str, Path], tmp_path: Path) -> None:
     """The others wait for it, in this process too, and are told why."""
     broken = tmp_path / "broken"
@@ -128,8 +137,9 @@ def test_a_rank_that_cannot_load(engines: dict[str, Path], tmp_path: Path) -> No
             (broken / file.name).symlink_to(file)
     with pytest.raises(
         WorkerError, match=r"rank 1 on node [\d.]+ \(pid \d+\): \w+Error: .*rank1.safetensors"
-    ):
+    ) as raised:
         group(broken)
+    assert isinstance(raised.value.__cause__, ArtifactError)
 
 
 def test_a_rank_that_waits_in_vain(engines: dict[str, Path]) -> None:

@@ -1,0 +1,29 @@
+"""The options of `rankforge jobs list`, `follow` and `cancel`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cluster.options import argument, option
+
+_STORE_DIR = (
+    "The folder or URL of the store that the job uses; by default `rankforge build` has .rankforge-store "
+    "beside its output."
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobsOptions:
+    """Whose jobs."""
+
+    store_dir: str = option(help=_STORE_DIR)
+    json: bool = option(False, help="Print JSON.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobOptions:
+    """Which job."""
+
+    job: str = argument(help="As `rankforge jobs list` names it.")
+    store_dir: str = option(help=_STORE_DIR)
+    json: bool = option(False, help="Print JSON, a line for all that is new.")
