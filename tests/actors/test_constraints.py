@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from actors.generator import Pace
+from actors.generator import Generator, Pace
 from actors.grammar import Grammar
 from actors.messages import Request, Tokens
 from actors.open_generator import GeneratorOptions, open_generator
@@ -21,6 +21,7 @@ from builders.mapping import Mapping
 from tests.actors.engines import small
 from tests.actors.grammars import PATTERNS, Held, company, held
 from tests.actors.scenario import Scenario
+from tests.actors.test_generator import Interrupted
 from tests.actors.wishes import EOS, Wish, prompt_of, wish_of
 
 FEW_BLOCKS = 9
@@ -89,6 +90,22 @@ def test_any_company(seed: int, subject: Held, wishes: tuple[Wish, ...]) -> None
         scenario = Scenario(generator, some)
         scenario.run()
     scenario.check(subject.model)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_others_go_on(seed: int, subject: Held, wishes: tuple[Wish, ...]) -> None:
+    """Where ranks die, their successors know of a text what was told of it, and nothing of its grammar."""
+
+    def opening() -> Generator:
+        generator = open_generator(subject.engine, GeneratorOptions(num_blocks=20))
+        generator._pace = Pace(steps=1 + seed % 2, fed=False)
+        return generator
+
+    scenario = Interrupted(opening(), wishes, opening=opening, chance=random.Random(seed))
+    scenario.run()
+    scenario.generator.close()
+    scenario.check(subject.model)
+    assert scenario.deaths > 1
 
 
 def test_others_decode_in_every_step(subject: Held) -> None:
