@@ -9,8 +9,10 @@ from typing import Protocol
 from cluster.api_config import ApiConfig
 from cluster.api_errors import ApiError, failed, full, invalid
 from cluster.engine_client import EngineClient, EngineLoad
+from cluster.grammar_checks import GrammarChecks
 from cluster.request_counts import Counts
 from cluster.served_model import ServedModel
+from cluster.structured import Form
 
 
 class Catalogue(Protocol):
@@ -34,6 +36,7 @@ class Service:
         self.models: dict[str, ServedModel] = {}
         """By the names that callers use; those that are ready."""
         self._catalogue: Catalogue | None = None
+        self.grammars = GrammarChecks(config)
         self.counts = Counts()
         self.is_draining = False
         """No request to generate is taken any more."""
@@ -101,6 +104,12 @@ class Service:
             raise failed(
                 "the server is being drained", code="draining", retry_after_s=self.config.retry_after_s
             )
+
+    async def check_form(self, form: Form, model: ServedModel) -> None:
+        """Refuse what no text of the model can be held to."""
+        if not model.facts.eos:
+            raise invalid(f"'{form.param}': {model.facts.name} has no token that ends a text", form.param)
+        await self.grammars.check(form)
 
     def check_prompts(self, count: int) -> None:
         """Refuse a request for too many."""
