@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import signal
@@ -28,6 +29,7 @@ from cluster.serve_plan import Service, planned
 def serve(options: ServeOptions, out: TextIO, notes: TextIO) -> None:
     """Until it is interrupted."""
     service = planned(options)
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     with ExitStack() as stack:
         scratch = stack.enter_context(_cluster(options, service, notes))
         stack.enter_context(deployed(service, options.drain_s, notes, scratch=scratch))
@@ -46,7 +48,13 @@ def _cluster(options: ServeOptions, service: Service, notes: TextIO) -> Iterator
     _check_free(service)
     cpus = max(os.cpu_count() or 1, math.ceil(service.cpus))
     with _signals_kept():
-        ray.init(address="local", num_cpus=cpus, log_to_driver=False, include_dashboard=False)
+        ray.init(
+            address="local",
+            num_cpus=cpus,
+            log_to_driver=False,
+            include_dashboard=False,
+            logging_level=logging.ERROR,
+        )
     try:
         service.check(nodes())
         with TemporaryDirectory(prefix="rankforge-") as folder:
