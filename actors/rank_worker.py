@@ -73,7 +73,8 @@ class RankWorker:
         self._last = torch.zeros(slots + 1, dtype=torch.int64, device=self._device)
         vocabulary = Vocabulary(size=spec.vocab_size, ends=setup.ends, max_seq_len=limits.max_seq_len)
         drawer = self._graphs.draw if self._graphs and self._graphs.draws else None
-        self._chooser = Chooser(vocabulary, self._last, drawer) if self._chooses else None
+        finder = self._graphs.likeliest if self._graphs and self._graphs.finding else None
+        self._chooser = Chooser(vocabulary, self._last, drawer, finder) if self._chooses else None
         if self._graphs:
             self._capture(self._graphs)
 

@@ -20,7 +20,7 @@ from builders.cuda.target import Target
 from builders.cuda.unit import candidates, new_scratch
 from builders.engine import Engine, Piece, Pieces, TorchEngine, interpreted
 from builders.export import Graphs, export_rank
-from builders.fuse import fused
+from builders.fuse import fused, narrow_logits
 from builders.kernels.call import Config, Runner
 from builders.kernels.linear import ScratchSize
 from builders.limits import Limits
@@ -96,7 +96,7 @@ def with_kernels(
     context = Context(runner=on.run, launch=Launch(scratch=scratch))
 
     def piece(program: Program) -> Piece:
-        ready = fused(program)
+        ready = narrow_logits(fused(program))
         return Piece(program=ready, runner=Executor(ready, choices, context))
 
     inner = TorchEngine(pieces(graphs, piece), 0, tensors, caches)

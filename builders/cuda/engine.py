@@ -13,7 +13,9 @@ from torch import Tensor
 from builders.cuda.executor import Context
 from builders.cuda.steps import Buffers, Tiles, graph_sizes, is_decoding, there, to_device
 from builders.engine import TorchEngine
+from builders.kernels.call import Config
 from builders.kernels.draw import Wishes, draw
+from builders.kernels.likeliest import likeliest
 from builders.kernels.reduce import PeerBuffers
 from builders.limits import Limits
 from builders.ops import Step
@@ -43,6 +45,7 @@ class CudaEngine:
         trash: int,
         sequences: int | None = None,
         draws: bool = False,
+        finding: Config | None = None,
     ) -> None:
         self._programs, self._context = ranks_programs, context
         self._device, self._most = str(x.device), len(x)
@@ -51,6 +54,8 @@ class CudaEngine:
         )
         self.draws = draws
         """Whether there is a kernel for `draw`; older engines have none."""
+        self.finding = finding
+        """The kernels for `likeliest`; older engines have none."""
         self._graphs: dict[int, Callable[[], Tensor]] = {}
         self._before: Before | None = None
         self._after: After | None = None
@@ -80,7 +85,15 @@ class CudaEngine:
         """Tokens [R]; see `builders.kernels.draw`."""
         out = torch.empty_like(slots)
         with self._on_device():
-            self._context.runner(draw(scores, slots, positions, wishes, out=out, scaled=scaled))
+            self._context.runner(draw(scores.contiguous(), slots, positions, wishes, out=out, scaled=scaled))
+        return out
+
+    def likeliest(self, scores: Tensor) -> Tensor:
+        """Tokens [R]; see `builders.kernels.likeliest`."""
+        assert self.finding, "an engine that has kernels for it"
+        out = torch.empty(len(scores), dtype=torch.int64, device=scores.device)
+        with self._on_device():
+            self._context.runner(likeliest(scores, out=out, config=self.finding))
         return out
 
     def prepare(
