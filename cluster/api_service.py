@@ -8,8 +8,10 @@ from contextlib import contextmanager
 from cluster.api_config import ApiConfig
 from cluster.api_errors import ApiError, failed, full, invalid
 from cluster.engine_client import EngineClient, EngineLoad
+from cluster.grammar_checks import GrammarChecks
 from cluster.request_counts import Counts
 from cluster.served_model import ServedModel
+from cluster.structured import Form
 
 
 class Service:
@@ -19,6 +21,7 @@ class Service:
         self.config, self._log_prompts = config, log_prompts
         self.models: dict[str, ServedModel] = {}
         """By the names that callers use; those that are ready."""
+        self.grammars = GrammarChecks(config)
         self.counts = Counts()
         self.is_draining = False
         """No request to generate is taken any more."""
@@ -65,6 +68,12 @@ class Service:
             raise failed(
                 "the server is being drained", code="draining", retry_after_s=self.config.retry_after_s
             )
+
+    async def check_form(self, form: Form, model: ServedModel) -> None:
+        """Refuse what no text of the model can be held to."""
+        if not model.facts.eos:
+            raise invalid(f"'{form.param}': {model.facts.name} has no token that ends a text", form.param)
+        await self.grammars.check(form)
 
     def check_prompts(self, count: int) -> None:
         """Refuse a request for too many."""
