@@ -14,7 +14,7 @@ from builders.cuda.unit import Choice, sources_hash, triton_version, write_choic
 from builders.kernels import draw, likeliest
 from builders.kernels.call import Config, Source
 from builders.kernels.linear import ScratchSize
-from builders.keys import Recipe
+from builders.keys import Json, Recipe
 from builders.store import Store
 from builders.units import Heard
 
@@ -66,8 +66,12 @@ class LikeliestUnit:
         heard(1.0)
 
 
-def _recipe(site: str, target: Target, **inputs: int | str) -> Recipe:
-    common = {"capability": target.capability, "sources": sources_hash(), "triton": triton_version()}
+def _recipe(site: str, target: Target, **inputs: Json) -> Recipe:
+    common: dict[str, Json] = {
+        "capability": target.capability,
+        "sources": sources_hash(),
+        "triton": triton_version(),
+    }
     return Recipe(f"cuda-{site}", {**inputs, **common})
 
 

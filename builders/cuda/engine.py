@@ -124,7 +124,7 @@ class CudaEngine:
             return self.decode(step, x)
         with self._on_device():
             tiles = Tiles(step, self._device)
-            self._context.launch = replace(self._context.launch, tiles=tiles)
+            self._context.launch = replace(self._context.launch, tiles=tiles, recorded={})
             return self._programs.forward(there(x, self._device), to_device(step, self._device))
 
     def decode(self, step: Step, x: Tensor | None = None) -> Tensor:
@@ -141,7 +141,7 @@ class CudaEngine:
         return torch.cuda.device(self._device) if self._device.startswith("cuda") else nullcontext()
 
     def _run(self, size: int) -> Tensor:
-        self._context.launch = replace(self._context.launch, tiles=None)
+        self._context.launch = replace(self._context.launch, tiles=None, recorded={})
         x, step = self._buffers.front(size)
         out = self._programs.forward(self._before(step.sequences) if self._before else x, step)
         if self._after:

@@ -69,7 +69,8 @@ def choices_of(folder: Path, manifest: TorchManifest) -> dict[str, Choice]:
 def _context(choices: Collection[Choice], device: str) -> Context:
     size = reduce(or_, (choice.scratch for choice in choices), ScratchSize())
     kernels = Kernels(kernel for choice in choices for kernel in choice.compiled)
-    return Context(runner=kernels.run, launch=Launch(scratch=new_scratch(size, device)))
+    launch = Launch(scratch=new_scratch(size, device))
+    return Context(runner=kernels.run, launch=launch, repeater=kernels.repeat)
 
 
 def _with_kernels(pieces: Pieces, choices: Choices, context: Context) -> Pieces:
