@@ -1,6 +1,6 @@
 """What one layer did, ready to be done by layers that differ only in where their tensors lie.
 
-Describing a launch (its constants, its grid, which kernel that is) costs Python ten times what launching does.
+Describing a launch (its constants, its grid, which kernel that is) costs Python ten times what it does.
 In a step, layers of one program are given tensors of the same shapes: one is described, the others follow.
 """
 
