@@ -3,8 +3,8 @@
     python -m tests.cuda_engines FOLDER [--target sm90] [--workers 4]
     python -m pytest -m gpu --engines FOLDER tests/actors/test_ranks.py
 
-Their kernels are the likeliest, untimed: it takes no device to build them, and no test asks how fast they are. In
-float32, so that greedy tokens are the oracle's.
+Their kernels are the likeliest, untimed: building them takes no device, and no test asks how fast they are.
+They compute in float32, so that greedy tokens are the oracle's.
 """
 
 from __future__ import annotations
