@@ -96,7 +96,7 @@ class Generate(Generic[BodyT]):
     async def _answer(self, body: BodyT, send: Send, record: RequestRecord) -> None:
         """Limits first, then the prompts, then the engine."""
         service, kind = self._service, self._kind
-        model = service.model(body.model)
+        model = await service.found(body.model)
         record.model, record.prompt = model.facts.name, service.logged(getattr(body, kind.field))
         choice = choice_of(body, service.config, model.facts)
         if held := kind.held_to(body, model, service.config):
