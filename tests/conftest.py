@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,11 @@ torch.set_num_threads(1)
 
 ON_RAY = "/on_ray/"
 """Tests that share one Ray, which takes seconds to start: of several processes, one runs them all."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """See `tests/cuda_engines.py`."""
+    parser.addoption("--engines", type=Path, help="a folder of engines for tests on GPUs, built before")
 
 
 @pytest.hookimpl(optionalhook=True)
