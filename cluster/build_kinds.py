@@ -77,7 +77,8 @@ def _tensorrt(options: BuildOptions, source: Source, limits: Limits, crew: Crew)
 
     target = _chosen(options, crew, partial(choose_target, target_of(options), options.trt_library))
     only = wanted_ranks(options, source.manifest.mapping)
-    return plan_plans(source.manifest, source.folder, limits, target, strip=options.strip_plan, only=only)
+    strip, entries = options.strip_plan, source.ranks
+    return plan_plans(source.manifest, source.folder, limits, target, strip=strip, only=only, entries=entries)
 
 
 def _chosen(options: BuildOptions, crew: Crew, choose: Callable[[], Target]) -> Target:

@@ -24,7 +24,9 @@ from rich.progress import (
 Unit = Literal["bytes", "percent"]
 """What a job's size is counted in: bytes of ranks, or hundredths of each of its units."""
 
-_PARTS: Mapping[Unit, str] = {"bytes": "rank", "percent": "unit"}
+PARTS: Mapping[Unit, str] = {"bytes": "rank", "percent": "unit"}
+"""What is counted so."""
+
 MOST_BARS = 16
 """Of parts: more would not fit on a screen, so of more only those that are in hand have one."""
 
@@ -92,7 +94,7 @@ class BarReporter:
             self._progress.remove_task(self._parts.pop(part))
 
     def _add(self, part: int) -> None:
-        name = f"  {_PARTS[self._unit]} {part}"
+        name = f"  {PARTS[self._unit]} {part}"
         self._parts[part] = self._progress.add_task(name, total=self._sizes[part])
 
     def lost(self, part: int, what: str) -> None:
@@ -117,26 +119,26 @@ class LineReporter:
         self._sizes, self._whole = sizes, 0
         self._each: dict[int, int] = {}
         self._began = self._said_at = time.monotonic()
-        self._say(**{f"{_PARTS[unit]}s": len(sizes)})
+        self._say(**{f"{PARTS[unit]}s": len(sizes)})
 
     def advance(self, part: int, amount: int) -> None:
         tenth = self._done * 10 // self._total
         self._done += amount
         self._each[part] = self._each.get(part, 0) + amount
-        if self._done * 10 // self._total > tenth and self._is_time:
+        if tenth < self._done * 10 // self._total < 10 and self._is_time:
             self._say()
 
     def done(self, part: int) -> None:
         self._whole += 1
         if self._as_json or (1 < len(self._sizes) <= MOST_BARS and self._is_time):
-            self._say(**{_PARTS[self._unit]: part, "size": self._sizes[part]})
+            self._say(**{PARTS[self._unit]: part, "size": self._sizes[part]})
 
     @property
     def _is_time(self) -> bool:
         return time.monotonic() - self._said_at > 2
 
     def lost(self, part: int, what: str) -> None:
-        line = json.dumps({"label": self._label, _PARTS[self._unit]: part, "lost": what})
+        line = json.dumps({"label": self._label, PARTS[self._unit]: part, "lost": what})
         print(line if self._as_json else what, file=self._stream, flush=True)
 
     def finish(self) -> None:
@@ -158,7 +160,7 @@ class LineReporter:
         left = "" if left_s is None else f", {self._speed(speed)}{left_s:.0f} s left"
         share = 100 * self._done // self._total
         many = len(self._sizes)
-        parts = f", {self._whole} of {many} {_PARTS[self._unit]}s" if many > 1 else ""
+        parts = f", {self._whole} of {many} {PARTS[self._unit]}s" if many > 1 else ""
         print(
             f"{self._label}: {share}%{self._size()}{parts}{self._shares()}{left}",
             file=self._stream,
@@ -174,7 +176,7 @@ class LineReporter:
         if not found or len(self._sizes) == 1:
             return ""
         more = f" and {len(found) - MOST_SHARES} more" if len(found) > MOST_SHARES else ""
-        return f" ({_PARTS[self._unit]} {', '.join(found[:MOST_SHARES])}{more})"
+        return f" ({PARTS[self._unit]} {', '.join(found[:MOST_SHARES])}{more})"
 
     def _size(self) -> str:
         return f" of {self._total / 1e6:.1f} MB" if self._unit == "bytes" else ""
