@@ -74,7 +74,9 @@ class Watch:
     parts: dict[str, list[float]] = field(default_factory=dict)
     _last_s: float = 0.0
 
-    def start(self, sizes: Sequence[int], label: str, unit: str = "bytes") -> None:
+    def start(
+        self, sizes: Sequence[int], label: str, unit: str = "bytes", numbers: Sequence[int] = ()
+    ) -> None:
         self._now = self.parts.setdefault(unit, [])
         self._last_s = time.perf_counter()
 

@@ -92,7 +92,8 @@ class _Shown:
         before = self._record
         if before is None or _phase(before) != _phase(record):
             self.close()
-            self._report.start([part.size for part in record.parts], record.label, record.unit)
+            sizes, numbers = zip(*((part.size, part.number) for part in record.parts), strict=True)
+            self._report.start(sizes, record.label, record.unit, numbers)
             before = None
         for number, part in enumerate(record.parts):
             known = before.parts[number] if before else None

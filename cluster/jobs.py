@@ -86,13 +86,18 @@ class Crew:
 
     @contextmanager
     def phase(
-        self, label: str, names: Sequence[str], sizes: Sequence[int], unit: Unit = "bytes"
+        self,
+        label: str,
+        names: Sequence[str],
+        sizes: Sequence[int],
+        unit: Unit = "bytes",
+        numbers: Sequence[int] = (),
     ) -> Iterator[Witness]:
         """A part of the command, of which progress is shown and kept."""
-        self.report.start(sizes, label, unit)
+        self.report.start(sizes, label, unit, numbers)
         try:
             if self.log:
-                self.log.phase(label, names, sizes, unit)
+                self.log.phase(label, names, sizes, unit, numbers)
             yield _Phase(names, sizes, self.report, self.log)
         finally:
             self.report.finish()

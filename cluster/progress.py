@@ -37,8 +37,13 @@ MOST_SHARES = 8
 class Reporter(Protocol):
     """Hears how far a job is."""
 
-    def start(self, sizes: Sequence[int], label: str, unit: Unit = "bytes") -> None:
-        """A job begins; one size for each of its parts: ranks, or units."""
+    def start(
+        self, sizes: Sequence[int], label: str, unit: Unit = "bytes", numbers: Sequence[int] = ()
+    ) -> None:
+        """A job begins; one size for each of its parts: ranks, or units.
+
+        `numbers` are what they are called, as some may be done already; by default they are counted from 0.
+        """
 
     def advance(self, part: int, amount: int) -> None:
         """A part is this much further."""
@@ -73,11 +78,14 @@ class BarReporter:
         self._console = Console(file=stream)
         self._parts: dict[int, TaskID] = {}
 
-    def start(self, sizes: Sequence[int], label: str, unit: Unit = "bytes") -> None:
+    def start(
+        self, sizes: Sequence[int], label: str, unit: Unit = "bytes", numbers: Sequence[int] = ()
+    ) -> None:
         columns = (TextColumn("{task.description}"), BarColumn(), *_COLUMNS[unit], TimeRemainingColumn())
         self._progress = Progress(*columns, console=self._console)
         self._total = self._progress.add_task(label, total=sum(sizes))
         self._sizes, self._unit, self._parts = sizes, unit, {}
+        self._numbers = numbers or range(len(sizes))
         for part in range(len(sizes) if 1 < len(sizes) <= MOST_BARS else 0):
             self._add(part)
         self._progress.start()
@@ -94,7 +102,7 @@ class BarReporter:
             self._progress.remove_task(self._parts.pop(part))
 
     def _add(self, part: int) -> None:
-        name = f"  {PARTS[self._unit]} {part}"
+        name = f"  {PARTS[self._unit]} {self._numbers[part]}"
         self._parts[part] = self._progress.add_task(name, total=self._sizes[part])
 
     def lost(self, part: int, what: str) -> None:
@@ -114,9 +122,11 @@ class LineReporter:
         self._stream, self._as_json = stream, as_json
         self._said_at = 0.0
 
-    def start(self, sizes: Sequence[int], label: str, unit: Unit = "bytes") -> None:
+    def start(
+        self, sizes: Sequence[int], label: str, unit: Unit = "bytes", numbers: Sequence[int] = ()
+    ) -> None:
         self._label, self._unit, self._total, self._done = label, unit, max(1, sum(sizes)), 0
-        self._sizes, self._whole = sizes, 0
+        self._sizes, self._whole, self._numbers = sizes, 0, numbers or range(len(sizes))
         self._each: dict[int, int] = {}
         self._began = self._said_at = time.monotonic()
         self._say(**{f"{PARTS[unit]}s": len(sizes)})
@@ -131,14 +141,14 @@ class LineReporter:
     def done(self, part: int) -> None:
         self._whole += 1
         if self._as_json or (1 < len(self._sizes) <= MOST_BARS and self._is_time):
-            self._say(**{PARTS[self._unit]: part, "size": self._sizes[part]})
+            self._say(**{PARTS[self._unit]: self._numbers[part], "size": self._sizes[part]})
 
     @property
     def _is_time(self) -> bool:
         return time.monotonic() - self._said_at > 2
 
     def lost(self, part: int, what: str) -> None:
-        line = json.dumps({"label": self._label, PARTS[self._unit]: part, "lost": what})
+        line = json.dumps({"label": self._label, PARTS[self._unit]: self._numbers[part], "lost": what})
         print(line if self._as_json else what, file=self._stream, flush=True)
 
     def finish(self) -> None:
@@ -168,11 +178,16 @@ class LineReporter:
         )
 
     def _in_hand(self) -> dict[int, int]:
-        """How far those parts are that are neither whole nor untouched."""
-        return {part: done for part, done in sorted(self._each.items()) if 0 < done < self._sizes[part]}
+        """How far those parts are that are neither whole nor untouched, by their numbers."""
+        return {self._numbers[part]: done for part, done in self._begun()}
+
+    def _begun(self) -> list[tuple[int, int]]:
+        return [(part, done) for part, done in sorted(self._each.items()) if 0 < done < self._sizes[part]]
 
     def _shares(self) -> str:
-        found = [f"{part} at {100 * done // self._sizes[part]}%" for part, done in self._in_hand().items()]
+        found = [
+            f"{self._numbers[part]} at {100 * done // self._sizes[part]}%" for part, done in self._begun()
+        ]
         if not found or len(self._sizes) == 1:
             return ""
         more = f" and {len(found) - MOST_SHARES} more" if len(found) > MOST_SHARES else ""
