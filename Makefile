@@ -4,7 +4,7 @@ BIN := .venv/bin
 
 .PHONY: test check long lint demo clean
 
-test: .venv/installed lint
+test: .venv/installed .venv/lm-eval lint
 	$(BIN)/python -m pytest -q -n auto -m "not long"
 
 check: .venv/installed lint
@@ -27,6 +27,10 @@ demo: .venv/installed
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	touch $@
+
+.venv/lm-eval: .venv/installed
+	$(BIN)/python -m pip install --quiet --editable ".[lm-eval]"
 	touch $@
 
 clean:

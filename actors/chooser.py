@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from actors.beams import likeliest, log_probabilities
+from actors.constraints import Constraints
+from actors.grammar_words import open_words
 from actors.messages import Admitted, BeamDecision, Fork, Logprobs, StepPlan, StepResult, unpacked
 from actors.needs import Needs
 from actors.pending import Pending, mark, to_host
@@ -26,6 +30,8 @@ class Vocabulary:
     ends: Collection[int]
     """The tokens that end a text."""
     max_seq_len: int
+    tokenizer: Path | None = None
+    """Where the tokenizer is: grammars are about bytes."""
 
 
 class Chooser:
@@ -41,6 +47,8 @@ class Chooser:
             drawer=drawer,
         )
         self._searches = Searches(ends=vocabulary.ends, max_seq_len=vocabulary.max_seq_len)
+        words = partial(open_words, vocabulary.tokenizer, vocabulary.size, [*vocabulary.ends])
+        self._constraints = Constraints(words, vocabulary.size, vocabulary.ends, self._device)
         self._admitted: dict[int, Admitted] = {}
         self._wants_logits = 0
         self._chosen = torch.zeros_like(last)
@@ -53,6 +61,9 @@ class Chooser:
             self._admit(one, one.slot, one.index)
         for fork in plan.forks:
             self._fork(fork)
+        for run in plan.runs if self._constraints else ():
+            if run.slot in self._constraints:
+                self._constraints.add(run.slot, run.tokens[0])
         if plan.beams:
             self._count_beams(plan)
 
@@ -76,11 +87,21 @@ class Chooser:
             logprobs=1,
         )
         row = torch.full((1,), self._sampler.nobody, device=self._device)
-        self._sampler.sample(torch.zeros(1, self._vocab_size, device=self._device), row, row, everything)
+        scores = torch.zeros(1, self._vocab_size, device=self._device)
+        self._sampler.sample(scores, row, row, everything, self._constraints.everything())
 
     def is_plain(self, plan: StepPlan) -> bool:
         """Nobody wants more than the likeliest tokens."""
-        return self._sampler.all_needs == Needs() and not (self._wants_logits or plan.beams)
+        more = self._wants_logits or plan.beams or self._constrains(plan)
+        return self._sampler.all_needs == Needs() and not more
+
+    def _constrains(self, plan: StepPlan) -> bool:
+        """Some who get a token are held to a grammar: then it is from a run or a chunk."""
+        held = self._constraints
+        return bool(held) and (
+            any(run.slot in held for run in plan.runs)
+            or any(slot in held for chunk in plan.chunks for slot in chunk.sampled)
+        )
 
     def taken(self, plan: StepPlan, batch: Batch) -> Pending:
         """The step's tokens, where `greedily` has chosen them."""
@@ -98,11 +119,11 @@ class Chooser:
         rows = [row for row, slot in enumerate(batch.sampled.tolist()) if slot not in searching]
         decide = self._searched(plan, batch, logits, searching)
         if not searching:
-            tokens, sampled = self._sampled(batch, logits, None)
+            tokens, sampled, failures = self._sampled(batch, logits, None)
         elif rows:
-            tokens, sampled = self._sampled(batch, logits, torch.tensor(rows))
+            tokens, sampled, failures = self._sampled(batch, logits, torch.tensor(rows))
         else:
-            tokens, sampled = torch.zeros(len(batch.sampled), dtype=torch.int64), None
+            tokens, sampled, failures = torch.zeros(len(batch.sampled), dtype=torch.int64), None, {}
         details, whole = self._details(rows, batch, sampled), self._whole_rows(batch, logits)
         return Pending(
             done=mark(self._device),
@@ -113,24 +134,31 @@ class Chooser:
                 beams=decide(),
                 prompt_logprobs=judged(),
                 logits=whole(),
+                failures={rows[row]: why for row, why in failures.items()},
             ),
         )
 
-    def _sampled(self, batch: Batch, logits: Tensor, rows: Tensor | None) -> tuple[Tensor, Sampled | None]:
-        """The tokens of all rows, on their way to the host; those that are not among `rows` get a 0."""
+    def _sampled(
+        self, batch: Batch, logits: Tensor, rows: Tensor | None
+    ) -> tuple[Tensor, Sampled | None, Mapping[int, str]]:
+        """The tokens of all rows, on their way to the host; those that are not among `rows` get a 0.
+
+        And what failed of grammars, by number among `rows`.
+        """
         slots, several = batch.sampled, None
         places = batch.step.positions[batch.step.wanted[: len(slots)]] + 1
         if rows is not None:
             slots, places = slots[rows], places[rows]
             several = there(rows, self._device)
         logits = logits[: len(batch.sampled)] if several is None else logits[several]
-        slots = there(slots, self._device)
-        sampled = self._sampler.sample(logits.float(), slots, there(places, self._device))
+        allowed, failures = self._constraints.allowed(slots.tolist()) if self._constraints else (None, {})
+        slots, places = there(slots, self._device), there(places, self._device)
+        sampled = self._sampler.sample(logits.float(), slots, places, allowed=allowed)
         self._last[slots] = sampled.tokens
         if several is None:
-            return to_host(sampled.tokens), sampled
+            return to_host(sampled.tokens), sampled, failures
         tokens = sampled.tokens.new_zeros(len(batch.sampled))
-        return to_host(tokens.index_copy(0, several, sampled.tokens)), sampled
+        return to_host(tokens.index_copy(0, several, sampled.tokens)), sampled, failures
 
     def _details(
         self, rows: Sequence[int], batch: Batch, sampled: Sampled | None
@@ -207,6 +235,7 @@ class Chooser:
         admitted = self._admitted.pop(slot)
         self._wants_logits -= admitted.params.logits
         self._sampler.release(slot)
+        self._constraints.release(slot)
         if admitted.params.num_beams > 1:
             self._searches.release_slot(admitted.request)
 
@@ -214,6 +243,7 @@ class Chooser:
         known = unpacked(one.tokens)
         prompt, text = known[: one.num_prompt], known[one.num_prompt :]
         self._sampler.admit(slot, one.params, prompt, text=text, index=index)
+        self._constraints.admit(slot, one.params, text)
         self._admitted[slot] = one
         self._wants_logits += one.params.logits
         if one.params.num_beams > 1:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import codecs
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import cast
 
@@ -25,11 +25,19 @@ the tokenizers they have three bytes at least: all that an unfinished character 
 class Words:
     """A tokenizer's tokens, for all texts."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, skip_special_tokens: bool = True) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        skip_special_tokens: bool = True,
+        shown: Collection[str] = (),
+    ) -> None:
+        """Of special tokens, those that are to be `shown` are never skipped."""
         self._tokenizer = tokenizer
         self._decode = _decoder(tokenizer)
         special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
-        self._skipped = special | set(tokenizer.all_special_ids) if skip_special_tokens else set()
+        skipped = special | set(tokenizer.all_special_ids) if skip_special_tokens else set()
+        self._skipped = {token for token in skipped if tokenizer.convert_ids_to_tokens(token) not in shown}
         self._names: dict[int, str | None] = {}
         self._bytes: dict[int, bytes | None] = {}
 

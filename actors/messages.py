@@ -179,6 +179,8 @@ class StepResult(Struct, frozen=True, array_like=True):
     """By slot of a scored chunk, one for every row that scores: of the token that follows in the prompt."""
     logits: Mapping[int, bytes] = {}
     """By row, where they were asked for: float32, one for each token of the vocabulary."""
+    failures: Mapping[int, str] = {}
+    """By row: why a grammar cannot be followed any further."""
 
 
 class Usage(Struct, frozen=True, array_like=True):
@@ -206,6 +208,8 @@ class Tokens(Struct, frozen=True, array_like=True):
     """With a text's first news: of every token of the prompt but the first."""
     logits: tuple[bytes, ...] = ()
     """What each of its tokens was chosen by: float32, one for each token of the vocabulary."""
+    failure: str | None = None
+    """With the last news: why this is no end that was asked for."""
 
 
 class Beat(Struct, frozen=True, array_like=True):

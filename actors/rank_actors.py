@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import select
 import signal
 import time
@@ -12,7 +13,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import ray
-from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util import get_current_placement_group
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.communicators.symmetric import ENVIRONMENT
@@ -34,6 +36,8 @@ class Room:
     num_gpus: float = 0
     strategy: Strategy = "PACK"
     """How Ray spreads them over nodes."""
+    bundles: tuple[int, ...] = ()
+    """For every rank, its bundle in the placement group that this process is in; empty makes a group."""
 
     @property
     def bundle(self) -> dict[str, float]:
@@ -49,7 +53,8 @@ class RankActors:
         self.where: dict[int, Whereabouts] = {}
         self._actors: dict[int, Any] = {}
         self._processes: list[int] = []
-        self._placed = placement_group([room.bundle] * len(ranks), strategy=room.strategy) if ranks else None
+        self._name = secrets.token_hex(8)
+        self._placed = _placed(ranks, room) if ranks else None
 
     def start(self, deadline: float) -> None:
         """Returns when every actor runs and has imported what it needs."""
@@ -61,7 +66,8 @@ class RankActors:
                 "free some or add nodes"
             )
         for index, rank in enumerate(self._ranks):
-            self._actors[rank] = self._actor(index, rank)
+            bundle = self._room.bundles[rank] if self._room.bundles else index
+            self._actors[rank] = self._actor(bundle, rank)
         places = [actor.whereabouts.remote() for actor in self._actors.values()]
         try:
             found = ray.get(places, timeout=max(0.0, deadline - time.monotonic()))
@@ -102,25 +108,34 @@ class RankActors:
         for process in self._processes:
             os.close(process)
         self._processes = []
-        if self._placed is not None:
+        if self._placed is not None and not self._room.bundles:
             remove_placement_group(self._placed)
 
-    def _actor(self, index: int, rank: int) -> Any:
+    def _actor(self, bundle: int, rank: int) -> Any:
         assert self._placed is not None, "there are actors to place"
         return (
             ray.remote(RankHost)
             .options(
-                name=f"rank{rank}-{self._placed.id.hex()}",
+                name=f"rank{rank}-{self._name}",
                 num_cpus=self._room.num_cpus,
                 num_gpus=self._room.num_gpus,
                 scheduling_strategy=PlacementGroupSchedulingStrategy(
-                    placement_group=self._placed, placement_group_bundle_index=index
+                    placement_group=self._placed, placement_group_bundle_index=bundle
                 ),
                 max_restarts=0,
                 runtime_env={"env_vars": dict(ENVIRONMENT)} if self._room.num_gpus else None,
             )
             .remote()
         )
+
+
+def _placed(ranks: Sequence[int], room: Room) -> PlacementGroup:
+    """The group that there is, which is not given back, or one of their own."""
+    if not room.bundles:
+        return placement_group([room.bundle] * len(ranks), strategy=room.strategy)
+    found = get_current_placement_group()
+    assert found is not None, "who names bundles is in a placement group"
+    return found
 
 
 def here() -> Whereabouts:

@@ -71,7 +71,12 @@ class RankWorker:
         table = self._graphs.table if self._graphs else None
         self._steps = StepBuilder(limits, lanes=mapping.pp_size, table=table)
         self._last = torch.zeros(slots + 1, dtype=torch.int64, device=self._device)
-        vocabulary = Vocabulary(size=spec.vocab_size, ends=setup.ends, max_seq_len=limits.max_seq_len)
+        vocabulary = Vocabulary(
+            size=spec.vocab_size,
+            ends=setup.ends,
+            max_seq_len=limits.max_seq_len,
+            tokenizer=setup.engine_dir / "tokenizer",
+        )
         drawer = self._graphs.draw if self._graphs and self._graphs.draws else None
         self._chooser = Chooser(vocabulary, self._last, drawer) if self._chooses else None
         if self._graphs:

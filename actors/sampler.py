@@ -1,8 +1,8 @@
 """Chooses tokens from logits on the device, every row as its request wants it.
 
-The order: biases, penalties, ends that come too early, temperature, top-k, top-p, min-p, a draw. `sample`
-never waits for the device, and reads nothing from the host but what its `needs` say, so a CUDA graph can hold
-it for every number of rows, needs and `layout`.
+The order: biases, penalties, grammars, ends that come too early, temperature, top-k, top-p, min-p, a draw.
+`sample` never waits for the device. Without grammars it reads nothing from the host but what its `needs` say,
+so a CUDA graph can hold it for every number of rows, needs and `layout`.
 
 From equal logits a row's token does not depend on the other rows. Devices differ in the last digit of a
 logarithm, so about one draw in a million, between tokens that are nearly even, may differ between them.
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from actors.adjustments import Additions, Spoken
+from actors.constraints import Allowed
 from actors.filters import NEVER, kept_by_min_p, kept_by_top_k, kept_by_top_p
 from actors.needs import Needs
 from actors.noise import gumbel, places
@@ -156,32 +157,48 @@ class Sampler:
         """What the requests in these slots need."""
         return Needs.union(self._needs[slot] for slot in slots if slot != self.nobody)
 
-    def sample(self, logits: Tensor, slots: Tensor, positions: Tensor, needs: Needs | None = None) -> Sampled:
+    def sample(
+        self,
+        logits: Tensor,
+        slots: Tensor,
+        positions: Tensor,
+        needs: Needs | None = None,
+        allowed: Allowed | None = None,
+    ) -> Sampled:
         """Choose a token for every row of logits [R, V] float32, and count it where penalties need that.
 
         slots [R] are the rows' slots; positions [R] are the places of the new tokens in their sequences, the
         prompt included. `needs` must cover the slots'; without it, those of all admitted requests are met. A
-        slot with penalties can have one row: the next token's score depends on what this one is.
+        slot with penalties can have one row: the next token's score depends on what this one is. `allowed` is
+        what grammars let some rows have.
         """
         needs = needs or self.all_needs
-        scores = self.adjusted(logits, slots, positions, needs)
+        scores = self.adjusted(logits, slots, positions, needs, allowed)
         tokens = self._chosen(scores, slots, positions, needs)
         if needs.penalties:
             self.count(slots, tokens)
         return self._told(logits, tokens, needs.logprobs)
 
     def adjusted(
-        self, scores: Tensor, slots: Tensor, positions: Tensor, needs: Needs | None = None
+        self,
+        scores: Tensor,
+        slots: Tensor,
+        positions: Tensor,
+        needs: Needs | None = None,
+        allowed: Allowed | None = None,
     ) -> Tensor:
-        """Scores [R, V] after biases, penalties and bars, which is all that beam search wants."""
+        """Scores [R, V] after biases, penalties, grammars and bars, which is all that beam search wants."""
         needs = needs or self.all_needs
         if needs.bias:
             scores = self._biases.added(scores, slots)
         if needs.penalties:
             repetition, presence, frequency = self._reals[slots][:, 3:6].float().unbind(-1)
             scores = self._spoken.penalized(scores, slots, (repetition, presence, frequency))
+        if allowed:
+            scores = allowed.applied(scores)
         if needs.bars:
-            scores = self._bars.added(scores, slots, positions < self._integers[slots][:, 2])
+            early = positions < self._integers[slots][:, 2]
+            scores = self._bars.added(scores, slots, allowed.but_ends(early) if allowed else early)
         return scores
 
     def _chosen(self, scores: Tensor, slots: Tensor, positions: Tensor, needs: Needs) -> Tensor:

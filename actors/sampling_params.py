@@ -7,6 +7,7 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from actors.grammar import Grammar
 from builders.errors import UserError
 
 
@@ -56,6 +57,8 @@ class SamplingParams:
     """Beams are ranked by their score over their length to this power."""
     early_stopping: bool = False
     """End beam search with the first `num_beams` finished texts."""
+    grammar: Grammar | None = None
+    """What texts must be, up to where they are cut off."""
 
     def __post_init__(self) -> None:
         for name, (least, most) in _RANGES.items():
@@ -70,6 +73,8 @@ class SamplingParams:
             value = getattr(self, name)
             if self.num_beams > 1 and value is not None and value is not False:
                 raise UserError(f"{name}={value}: not with num_beams={self.num_beams}; use num_beams=1")
+        if self.num_beams > 1 and self.grammar:
+            raise UserError(f"grammar: not with num_beams={self.num_beams}; use num_beams=1")
 
     @property
     def is_greedy(self) -> bool:

@@ -204,7 +204,7 @@ class Scheduler:
             else:
                 self._residents.give_back(one)
         for one in texts:
-            if one.drafts:
+            if one.in_runs:
                 one.frozen = len(one.tokens) + 1
             else:
                 lane.join(one)

@@ -34,7 +34,9 @@ class Sequence:
     """Texts that start with this one's prompt, once it is computed; each has a slot already if this has."""
     group: BeamGroup | None = None
     drafts: int = 0
-    """Tokens to guess in every run; 0 decodes without runs."""
+    """Tokens to guess in every run; 0 guesses none."""
+    constrained: bool = False
+    """What may come next depends on its last token, which the host looks at: runs are of one token."""
     prompt_logprobs: list[Logprobs] = field(default_factory=list)
     """Of its prompt's tokens but the first, as far as known; texts of one request share the list."""
 
@@ -92,7 +94,7 @@ class Sequence:
 
     @property
     def in_runs(self) -> bool:
-        return self.group is not None or self.drafts > 0
+        return self.group is not None or self.drafts > 0 or self.constrained
 
     def end_at(self, token: int) -> Finish | None:
         """Whether the last token, which is this one, ends it."""

@@ -72,7 +72,8 @@ def _check_begun(request: Request, begun: Begun, most: int) -> None:
 def can_draft(params: SamplingParams) -> bool:
     """Whether a token's choice depends on nothing but the text before it."""
     plain = params.repetition_penalty == 1 and params.presence_penalty == params.frequency_penalty == 0
-    return params.is_greedy and plain and params.min_tokens == 0 and params.num_beams == 1
+    alone = params.num_beams == 1 and params.grammar is None
+    return params.is_greedy and plain and params.min_tokens == 0 and alone
 
 
 def _begun(request: Request) -> Iterable[tuple[int, ...] | None]:
@@ -143,6 +144,7 @@ class Texts:
             stops=frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self.eos),
             limit=min(len(request.prompt) + params.max_tokens, self.max_seq_len),
             drafts=self.draft_tokens if can_draft(params) else 0,
+            constrained=params.grammar is not None,
             frozen=len(request.prompt) + len(begun),
             num_cached=request.begun.cached_tokens if request.begun else 0,
         )
@@ -186,7 +188,7 @@ class Texts:
             count += len(run.tokens)
         self._append(issued.sampled, count, result, news, True)
         for one in issued.sampled:
-            if one.drafts and one.lane:
+            if one.in_runs and one.lane:
                 one.lane.ready.append(one)
         self._decide(issued, result, news)
         return news
@@ -233,7 +235,8 @@ class Texts:
         self, one: Sequence, tokens: tuple[int, ...], first: int, result: StepResult, news: list[Tokens]
     ) -> None:
         """The news of tokens that were appended, and the end, if the last of them is one."""
-        finish = one.end_at(tokens[-1])
+        failure = result.failures.get(first)
+        finish = "stop" if failure else one.end_at(tokens[-1])
         if not one.doomed:
             rows = range(first, first + len(tokens))
             is_first = len(one.tokens) == one.num_prompt + len(tokens)
@@ -247,6 +250,7 @@ class Texts:
                     logprobs=tuple(result.logprobs[row] for row in rows if row in result.logprobs),
                     prompt_logprobs=tuple(one.prompt_logprobs) if is_first else (),
                     logits=tuple(result.logits[row] for row in rows if row in result.logits),
+                    failure=failure,
                 )
             )
         if finish:

@@ -6,6 +6,7 @@ import dataclasses
 import types
 import typing
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from builders.errors import ConfigError
@@ -42,6 +43,9 @@ def _value(where: str, hint: Any, value: Any) -> Any:
     if origin is tuple:
         items = _checked(where, isinstance(value, list | tuple), value, "a list")
         return tuple(_value(where, options[0], item) for item in items)
+    if origin is list:
+        items = _checked(where, isinstance(value, list), value, "a list")
+        return [_value(where, options[0], item) for item in items]
     if isinstance(origin, type) and issubclass(origin, Mapping):
         _checked(where, isinstance(value, Mapping), value, "an object")
         return {name: _value(f"{where}.{name}", options[1], item) for name, item in value.items()}
@@ -49,6 +53,8 @@ def _value(where: str, hint: Any, value: Any) -> Any:
         return from_json(typing.cast(type, hint), value)
     if hint is float and type(value) is int:
         return float(value)
+    if hint is Path:
+        return Path(_checked(where, type(value) is str, value, "a path"))
     return _checked(where, type(value) is hint, value, f"of type {hint.__name__}")
 
 

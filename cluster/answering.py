@@ -98,6 +98,8 @@ class Answering:
         text = self.texts[index]
         if text.finish:
             return None
+        if news.failure:
+            raise UserError(news.failure)
         if news.usage and news.index == 0:
             self._cached[number] = news.usage.cached_tokens
         growth = text.take(news)

@@ -25,14 +25,14 @@ from cluster.api_errors import ApiError, api_error
 from cluster.api_generate import CHAT, COMPLETION, Generate
 from cluster.api_guard import Guard, Keyless
 from cluster.api_models import Plain
-from cluster.api_service import Service
+from cluster.api_service import Catalogue, Service
 from cluster.api_watch import Watch
 from cluster.connection import send_json
 from cluster.keyring import Keyring
 from cluster.request_record import record_of
 from cluster.served_model import ServedModel
 
-Opening = Callable[[], AbstractAsyncContextManager[Sequence[ServedModel]]]
+Opening = Callable[[], AbstractAsyncContextManager[Sequence[ServedModel] | Catalogue]]
 """Opens the models when the application starts, in its event loop, and closes them when it ends."""
 
 
@@ -45,7 +45,7 @@ def create_app(opening: Opening, config: ApiConfig, *, access: Access | None = N
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
         async with opening() as models:
-            service.serve(models)
+            service.follow(models)
             yield
 
     routes = [

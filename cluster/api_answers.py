@@ -6,7 +6,7 @@ from typing import Literal
 
 from msgspec import UNSET, Struct, UnsetType
 
-Finish = Literal["stop", "length"]
+Finish = Literal["stop", "length", "tool_calls"]
 
 
 class PromptDetails(Struct, frozen=True):
@@ -49,12 +49,28 @@ class ChatLogprobs(Struct, frozen=True):
     refusal: None = None
 
 
+class CalledFunction(Struct, frozen=True):
+    """And its arguments in JSON, as far as the model wrote them."""
+
+    name: str
+    arguments: str
+
+
+class CalledTool(Struct, frozen=True):
+    """What the model asks for."""
+
+    id: str
+    function: CalledFunction
+    type: Literal["function"] = "function"
+
+
 class ChatMessage(Struct, frozen=True):
     """What the model says."""
 
-    content: str
+    content: str | None
     role: Literal["assistant"] = "assistant"
     refusal: None = None
+    tool_calls: list[CalledTool] | UnsetType = UNSET
 
 
 class ChatChoice(Struct, frozen=True):
@@ -66,12 +82,31 @@ class ChatChoice(Struct, frozen=True):
     logprobs: ChatLogprobs | None = None
 
 
+class FunctionDelta(Struct, frozen=True):
+    """What is new of a function's call."""
+
+    name: str | UnsetType = UNSET
+    """With the first one."""
+    arguments: str | UnsetType = UNSET
+
+
+class ToolDelta(Struct, frozen=True):
+    """What is new of one of a message's calls."""
+
+    index: int
+    function: FunctionDelta
+    id: str | UnsetType = UNSET
+    """With the first one."""
+    type: Literal["function"] | UnsetType = UNSET
+
+
 class ChatDelta(Struct, frozen=True):
     """What is new of a message."""
 
     role: Literal["assistant"] | UnsetType = UNSET
     """With the first one."""
     content: str | UnsetType = UNSET
+    tool_calls: list[ToolDelta] | UnsetType = UNSET
 
 
 class ChunkChoice(Struct, frozen=True):

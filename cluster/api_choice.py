@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
+from actors.grammar import Grammar
 from actors.sampling_params import SamplingParams
 from cluster.api_config import ApiConfig
 from cluster.api_errors import ApiError, invalid
@@ -36,11 +37,14 @@ class Choice:
         """Some texts are left out, by their likelihood."""
         return self.returned < self.params.n
 
+    def held_to(self, grammar: Grammar) -> Choice:
+        """Texts of this form."""
+        return replace(self, params=replace(self.params, grammar=grammar))
+
 
 def choice_of(body: ChatBody | CompletionBody, config: ApiConfig, facts: ModelFacts) -> Choice:
     """Raises ApiError or UserError for what cannot be."""
     _check_stream(body)
-    _check_format(body)
     returned, params = _texts(body, config)
     asked, most_tokens = _tokens(body, config, facts)
     wanted = _logprobs(body, config)
@@ -111,17 +115,6 @@ def _check_stream(body: GenerateBody) -> None:
     if body.stream_options is not None and not body.stream:
         raise invalid(
             "The 'stream_options' parameter is only allowed when 'stream' is enabled.", "stream_options"
-        )
-
-
-def _check_format(body: GenerateBody) -> None:
-    kind = (body.response_format or {"type": "text"}).get("type")
-    if kind != "text":
-        raise invalid(
-            f"Invalid value for 'response_format': {kind!r} takes a grammar, which is not built in yet; "
-            'use {"type": "text"}',
-            "response_format",
-            "unsupported_value",
         )
 
 

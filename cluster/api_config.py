@@ -39,6 +39,12 @@ class ApiConfig:
     """Likeliest tokens to give with each."""
     max_logit_bias: int = 1024
     """Tokens that have one."""
+    max_tools: int = 128
+    """Of one request."""
+    max_grammar_chars: int = 128 * 1024
+    """Of a schema or a regular expression; of all tools' schemas."""
+    grammar_timeout_s: float = 2.0
+    """What takes longer to compile is refused."""
     max_inline_chars: int = 512
     """Texts up to this are encoded where requests are served, longer ones in a thread beside."""
 

@@ -19,6 +19,7 @@ from cluster.answering import Answering, Wish
 from cluster.api_answers import Usage
 from cluster.api_body import read_body
 from cluster.api_choice import Choice, choice_of, fitted
+from cluster.api_config import ApiConfig
 from cluster.api_errors import ApiError, api_error
 from cluster.api_requests import ChatBody, CompletionBody, StreamOptions
 from cluster.api_service import Service
@@ -29,6 +30,9 @@ from cluster.forms import Form, Heading, Prompt
 from cluster.growing_text import Growth, joined
 from cluster.request_record import RequestRecord, record_of, tokens_of
 from cluster.served_model import ServedModel
+from cluster.structured import Form as Held
+from cluster.structured import form_of
+from cluster.tools import held_chat
 
 BodyT = TypeVar("BodyT", ChatBody, CompletionBody)
 
@@ -47,6 +51,8 @@ class Kind(Generic[BodyT]):
     count: Callable[[BodyT], int]
     """Prompts, before they are looked at."""
     prompts: Callable[[BodyT, ServedModel], Awaitable[list[Prompt]]]
+    held_to: Callable[[BodyT, ServedModel, ApiConfig], Held | None]
+    """What its texts must be."""
     form: Callable[[BodyT, Heading, ServedModel, Sequence[Prompt]], Form]
     """There is a prompt for every text."""
 
@@ -57,7 +63,8 @@ CHAT = Kind(
     field="messages",
     count=lambda body: 1,
     prompts=chat_prompts,
-    form=lambda body, heading, model, prompts: ChatForm(body, heading, model.texts),
+    held_to=lambda body, model, config: held_chat(body, model.tools, config.max_tools),
+    form=lambda body, heading, model, prompts: ChatForm(body, heading, model),
 )
 COMPLETION = Kind(
     body=CompletionBody,
@@ -65,6 +72,7 @@ COMPLETION = Kind(
     field="prompt",
     count=lambda body: len(given_prompts(body)),
     prompts=completion_prompts,
+    held_to=lambda body, model, config: form_of(body),
     form=lambda body, heading, model, prompts: CompletionForm(body, heading, model.texts, prompts),
 )
 
@@ -88,9 +96,12 @@ class Generate(Generic[BodyT]):
     async def _answer(self, body: BodyT, send: Send, record: RequestRecord) -> None:
         """Limits first, then the prompts, then the engine."""
         service, kind = self._service, self._kind
-        model = service.model(body.model)
+        model = await service.found(body.model)
         record.model, record.prompt = model.facts.name, service.logged(getattr(body, kind.field))
         choice = choice_of(body, service.config, model.facts)
+        if held := kind.held_to(body, model, service.config):
+            await service.check_form(held, model)
+            choice = choice.held_to(held.grammar)
         service.check_prompts(kind.count(body))
         service.check_room(model, kind.count(body))
         prompts = await kind.prompts(body, model)

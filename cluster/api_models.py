@@ -40,7 +40,7 @@ class Plain:
 
     async def tokenize(self, request: Request) -> Response:
         body = await read_body(request, TokenizeBody, self._service.config)
-        model = self._service.model(body.model)
+        model = await self._service.found(body.model)
         if (body.prompt is None) == (body.messages is None):
             raise invalid("One of 'prompt' and 'messages' must be given.", "prompt")
         if body.prompt is not None:
@@ -52,7 +52,7 @@ class Plain:
 
     async def detokenize(self, request: Request) -> Response:
         body = await read_body(request, DetokenizeBody, self._service.config)
-        model = self._service.model(body.model)
+        model = await self._service.found(body.model)
         check_tokens("tokens", body.tokens, model.facts.vocab_size)
         return _json(Detokenized(model.encoder.decoded(body.tokens)))
 
@@ -63,10 +63,8 @@ class Plain:
     async def ready(self, _request: Request) -> Response:
         """Every model takes requests."""
         self._service.check_draining()
-        loads = self._service.loads().values()
-        failures = [why for load in loads if (why := load.failure or load.recovering)]
-        if failures or not self._service.models:
-            raise failed("; ".join(failures) or "no model is served yet")
+        if problems := self._service.problems():
+            raise failed("; ".join(problems))
         return _json(Status("ready"))
 
     async def metrics(self, _request: Request) -> Response:

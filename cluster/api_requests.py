@@ -22,6 +22,36 @@ class StreamOptions(Struct, frozen=True, forbid_unknown_fields=True):
     """Accepted, and without effect."""
 
 
+class JsonSchema(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a text is to be."""
+
+    name: str
+    description: str | None = None
+    schema: dict[str, Any] | None = None
+    strict: bool | None = None
+    """Texts are held to the schema either way; one that cannot be kept in all is refused."""
+
+
+class ResponseFormat(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """OpenAI's: text, json_object or json_schema."""
+
+    type: str
+    json_schema: JsonSchema | None = None
+    schema: dict[str, Any] | None = None
+    """Of a json_object, as some servers have it."""
+
+
+class StructuredOutputs(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """vLLM's: one of them."""
+
+    json: str | dict[str, Any] | None = None
+    """A schema."""
+    regex: str | None = None
+    """All of a text."""
+    choice: list[str] | None = None
+    json_object: bool | None = None
+
+
 class GenerateBody(Struct, frozen=True, kw_only=True):
     """What chat and completions have in common."""
 
@@ -50,8 +80,12 @@ class GenerateBody(Struct, frozen=True, kw_only=True):
     """By token."""
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    response_format: dict[str, Any] | None = None
-    """Only {"type": "text"} for now."""
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: str | dict[str, Any] | None = None
+    """These three are older names of what `structured_outputs` has."""
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
     user: str | None = None
     """Accepted, and without effect, as are the next ones."""
     store: bool | None = None
@@ -101,8 +135,9 @@ class Function(Struct, frozen=True, kw_only=True, omit_defaults=True):
     name: str
     description: str | None = None
     parameters: dict[str, Any] | None = None
-    """A JSON schema."""
+    """A JSON schema. Calls that are forced are held to it."""
     strict: bool | None = None
+    """Then a schema that cannot be kept in all is refused; else it is kept as far as it goes."""
 
 
 class Tool(Struct, frozen=True, kw_only=True):
@@ -122,7 +157,7 @@ class ChatBody(GenerateBody, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     top_logprobs: int | None = None
     tools: list[Tool] | None = None
     tool_choice: str | dict[str, Any] | None = None
-    """"auto" or "none"; others take a grammar."""
+    """"none", "auto", "required", or the function to call."""
     parallel_tool_calls: bool | None = None
 
 
@@ -167,10 +202,8 @@ REFUSED = {
     "reasoning_effort": "the model has no such setting",
     "verbosity": "the model has no such setting",
     "chat_template": "the server's counts",
-    "guided_json": "grammars are not built in yet",
-    "guided_regex": "grammars are not built in yet",
-    "guided_choice": "grammars are not built in yet",
-    "guided_grammar": "grammars are not built in yet",
-    "structured_outputs": "grammars are not built in yet",
+    "guided_grammar": "use a JSON schema or a regular expression",
+    "guided_whitespace_pattern": "the server's counts",
+    "guided_decoding_backend": "there is one",
 }
 """Fields that clients may know from elsewhere, and why not."""

@@ -4,12 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Protocol
 
 from cluster.api_config import ApiConfig
 from cluster.api_errors import ApiError, failed, full, invalid
 from cluster.engine_client import EngineClient, EngineLoad
+from cluster.grammar_checks import GrammarChecks
 from cluster.request_counts import Counts
 from cluster.served_model import ServedModel
+from cluster.structured import Form
+
+
+class Catalogue(Protocol):
+    """Models that come and go while the service runs."""
+
+    def attach(self, service: Service) -> None:
+        """Tell the service from now on which there are."""
+
+    async def find(self, name: str | None) -> ServedModel | None:
+        """One that is not open yet, once it is; None where there is none of this name."""
+
+    def problems(self) -> Sequence[str]:
+        """Models that cannot answer now, a line for each."""
 
 
 class Service:
@@ -19,6 +35,8 @@ class Service:
         self.config, self._log_prompts = config, log_prompts
         self.models: dict[str, ServedModel] = {}
         """By the names that callers use; those that are ready."""
+        self._catalogue: Catalogue | None = None
+        self.grammars = GrammarChecks(config)
         self.counts = Counts()
         self.is_draining = False
         """No request to generate is taken any more."""
@@ -29,6 +47,27 @@ class Service:
         """From now on."""
         self.models = {model.facts.name: model for model in models}
         self.counts.serve([*self.models])
+
+    def follow(self, models: Sequence[ServedModel] | Catalogue) -> None:
+        """Serve these, or those that there are at any time."""
+        if isinstance(models, Sequence):
+            self.serve(models)
+            return
+        self._catalogue = models
+        models.attach(self)
+
+    async def found(self, name: str | None) -> ServedModel:
+        """The same as `model`, for those too that have to be started first."""
+        is_known = name in self.models or (name is None and len(self.models) == 1)
+        if not is_known and self._catalogue and (model := await self._catalogue.find(name)):
+            return model
+        return self.model(name)
+
+    def problems(self) -> list[str]:
+        """Why not every model takes requests; nothing where every one does."""
+        found = [why for load in self.loads().values() if (why := load.failure or load.recovering)]
+        found += self._catalogue.problems() if self._catalogue else ()
+        return found or ([] if self.models or self._catalogue else ["no model is served yet"])
 
     def model(self, name: str | None) -> ServedModel:
         """The one of this name, or the only one where none is named."""
@@ -65,6 +104,12 @@ class Service:
             raise failed(
                 "the server is being drained", code="draining", retry_after_s=self.config.retry_after_s
             )
+
+    async def check_form(self, form: Form, model: ServedModel) -> None:
+        """Refuse what no text of the model can be held to."""
+        if not model.facts.eos:
+            raise invalid(f"'{form.param}': {model.facts.name} has no token that ends a text", form.param)
+        await self.grammars.check(form)
 
     def check_prompts(self, count: int) -> None:
         """Refuse a request for too many."""

@@ -8,6 +8,7 @@ import msgspec
 
 from cluster.api_errors import invalid
 from cluster.api_requests import ChatBody, Message, Tool, ToolCall
+from cluster.tools import choice_of_tools
 
 
 def messages_of(messages: list[Message]) -> list[dict[str, Any]]:
@@ -17,15 +18,7 @@ def messages_of(messages: list[Message]) -> list[dict[str, Any]]:
 
 def tools_of(body: ChatBody) -> list[dict[str, Any]] | None:
     """As they are, unless they are not to be used."""
-    choice = "auto" if body.tool_choice is None else body.tool_choice
-    if choice not in ("auto", "none"):
-        raise invalid(
-            f"Invalid value for 'tool_choice': {choice!r} takes a grammar, which is not built in yet; "
-            "use 'auto' or 'none'",
-            "tool_choice",
-            "unsupported_value",
-        )
-    return None if choice == "none" else plain_tools(body.tools)
+    return None if choice_of_tools(body) == "none" else plain_tools(body.tools)
 
 
 def plain_tools(tools: list[Tool] | None) -> list[dict[str, Any]] | None:

@@ -26,6 +26,7 @@ from cluster.key_commands import keys
 from cluster.options import command
 from cluster.progress import stderr_reporter
 from cluster.run_options import RunOptions
+from cluster.serve_options import ServeOptions
 from cluster.store_options import PinOptions, PruneOptions, StoreOptions
 from cluster.summarize_options import SummarizeOptions
 
@@ -83,6 +84,14 @@ def run(options: RunOptions) -> None:
     result = generate(options, sys.stdout, sys.stderr)
     if options.json or result.to_text():
         _print(result.to_json(), result.to_text(), as_json=options.json)
+
+
+@command(app, ServeOptions, name="serve")
+def serve(options: ServeOptions) -> None:
+    """Serve models to OpenAI's clients: converts and builds what is missing, and stays until interrupted."""
+    from cluster.serve import serve as run
+
+    run(options, sys.stdout, sys.stderr)
 
 
 @command(app, SummarizeOptions, name="summarize")

@@ -79,7 +79,8 @@ class CompletionForm:
         return CompletionChoice(index, text, self._logprobs(index, growth, is_first), growth.finish)
 
     def _logprobs(self, index: int, growth: Growth, is_first: bool) -> CompletionLogprobs | None:
+        """With the token that ended it: evaluations count on one for every token that was made."""
         if not self._with_logprobs:
             return None
         before = of_prompt(self._prompts[index].tokens, growth.prompt_logprobs) if is_first else ()
-        return self._scores[index].of((*before, *growth.scored))
+        return self._scores[index].of((*before, *growth.scored, *growth.ended_by))

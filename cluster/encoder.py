@@ -41,7 +41,8 @@ class Encoder:
     ) -> None:
         self._tokenizer, self._max_inline = tokenizer, max_inline_chars
         self._encode = _encoder(tokenizer)
-        self._template = chat_template or tokenizer.chat_template
+        self.template = chat_template or tokenizer.chat_template
+        """The chat template; None where there is none."""
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="encoder")
 
     async def text(self, text: str, *, special: bool = True) -> tuple[int, ...]:
@@ -50,7 +51,7 @@ class Encoder:
 
     async def chat(self, messages: Messages, tools: Messages | None) -> tuple[int, ...]:
         """What the model is to go on with after these messages."""
-        if self._template is None:
+        if self.template is None:
             raise UserError("messages: the model has no chat template; use /v1/completions, or configure one")
         size = sum(len(str(one)) for one in (*messages, *(tools or ())))
         return await self._run(size, lambda: self._encode(self.rendered(messages, tools), False))
@@ -63,7 +64,7 @@ class Encoder:
                 self._tokenizer.apply_chat_template(
                     [*messages],
                     tools=cast(Any, [*tools] if tools else None),
-                    chat_template=self._template,
+                    chat_template=self.template,
                     tokenize=False,
                     add_generation_prompt=True,
                 ),

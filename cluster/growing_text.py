@@ -23,6 +23,8 @@ class Growth:
     """Its tokens, if their log-probabilities were asked for, without the one that ended it."""
     prompt_logprobs: tuple[Logprobs, ...] = ()
     """With a text's first growth, if they were asked for: of every token of the prompt but the first."""
+    ended_by: tuple[Scored, ...] = ()
+    """The token that ended it, which is no part of the text."""
 
 
 @dataclass(slots=True)
@@ -59,6 +61,7 @@ class GrowingText:
     def _several(self, news: Tokens) -> Growth:
         texts: list[str] = []
         scored: list[Scored] = []
+        ended_by: list[Scored] = []
         for place, token in enumerate(news.tokens):
             if self.finish:
                 break
@@ -67,9 +70,9 @@ class GrowingText:
             texts.append(piece.text)
             if place < len(news.logprobs):
                 self.likelihood += news.logprobs[place].sampled
-                if not isinstance(piece.stopped_by, int):
-                    scored.append((token, news.logprobs[place]))
-        return Growth("".join(texts), self.finish, tuple(scored), news.prompt_logprobs)
+                part = ended_by if isinstance(piece.stopped_by, int) else scored
+                part.append((token, news.logprobs[place]))
+        return Growth("".join(texts), self.finish, tuple(scored), news.prompt_logprobs, tuple(ended_by))
 
 
 def growing(params: SamplingParams, words: Words, eos: frozenset[int], *, is_hidden: bool) -> GrowingText:
@@ -84,4 +87,5 @@ def joined(parts: list[Growth]) -> Growth:
         parts[-1].finish if parts else None,
         tuple(one for part in parts for one in part.scored),
         parts[0].prompt_logprobs if parts else (),
+        parts[-1].ended_by if parts else (),
     )

@@ -24,6 +24,8 @@ from cluster.recovery import RecoveringEngine, RecoveringSource
 from cluster.served_model import ServedModel
 from cluster.token_texts import TokenTexts
 from cluster.tokenizer import open_tokenizer
+from cluster.tool_formats import ToolFormatName
+from cluster.tools import notation_of
 
 
 def local_app(
@@ -35,6 +37,7 @@ def local_app(
     generator: GeneratorOptions | None = None,
     tokenizer_dir: Path | None = None,
     chat_template: str | None = None,
+    tool_format: ToolFormatName | None = None,
 ) -> Starlette:
     """The engine is loaded when the application starts, and closed when it ends."""
     config = config or ApiConfig()
@@ -49,7 +52,7 @@ def local_app(
         source = await asyncio.to_thread(RecoveringSource, known_as, reopen)
         facts = facts_of(known_as, source.manifest, source.eos)
         engine = RecoveringEngine(source, facts, max_waiting=config.max_waiting)
-        model = served(engine, tokenizer, config, chat_template=chat_template)
+        model = served(engine, tokenizer, config, chat_template=chat_template, tool_format=tool_format)
         try:
             yield [model]
         finally:
@@ -64,12 +67,16 @@ def served(
     config: ApiConfig,
     *,
     chat_template: str | None = None,
+    tool_format: ToolFormatName | None = None,
 ) -> ServedModel:
     """An engine with its tokenizer."""
+    encoder = Encoder(tokenizer, chat_template=chat_template, max_inline_chars=config.max_inline_chars)
+    tools = notation_of(tokenizer, encoder.template, tool_format)
     return ServedModel(
         engine=engine,
-        encoder=Encoder(tokenizer, chat_template=chat_template, max_inline_chars=config.max_inline_chars),
-        words=Words(tokenizer),
+        encoder=encoder,
+        words=Words(tokenizer, shown=tools.form.marks if tools.form else ()),
         texts=TokenTexts(tokenizer),
         created=int(time.time()),
+        tools=tools,
     )

@@ -8,6 +8,7 @@ from actors.detokenizer import Words
 from cluster.encoder import Encoder
 from cluster.engine_client import EngineClient, ModelFacts
 from cluster.token_texts import TokenTexts
+from cluster.tools import NO_TOOLS, ToolNotation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +21,7 @@ class ServedModel:
     texts: TokenTexts
     created: int
     """When it was opened, in seconds since 1970."""
+    tools: ToolNotation = NO_TOOLS
 
     @property
     def facts(self) -> ModelFacts:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -9,7 +11,7 @@ import torch
 
 torch.set_num_threads(1)
 
-ON_RAY = "actors/on_ray/"
+ON_RAY = "/on_ray/"
 """Tests that share one Ray, which takes seconds to start: of several processes, one runs them all."""
 
 
@@ -25,3 +27,22 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             return ON_RAY if ON_RAY in nodeid else nodeid
 
     return TogetherOnRay(config, log)
+
+
+@pytest.fixture(scope="session")
+def local_ray() -> Iterator[None]:
+    """Two nodes, both on this machine: few logical CPUs, small object stores, no dashboard."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    from tests.actors.on_ray.clusters import sockets_left_behind
+
+    node = {"num_cpus": 8, "object_store_memory": 80 << 20}
+    with sockets_left_behind():
+        cluster = Cluster(initialize_head=True, head_node_args=node | {"include_dashboard": False})
+        cluster.add_node(**node)
+        ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
+    yield
+    with sockets_left_behind():
+        ray.shutdown()
+        cluster.shutdown()

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from actors.constraints import Allowed
 from actors.sampler import Sampler
 from actors.sampling_params import SamplingParams
 from builders.kernels.aot import compile_source
@@ -119,3 +120,23 @@ def test_a_step_does_not_wait(needs_draw: bool) -> None:
         sampler.admit(1, REQUESTS[5], [1, 2, 3])
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def test_grammars_refuse_the_same() -> None:
+    """Some rows are held to a grammar, and one of them can do nothing but end."""
+    on_cpu, on_cuda = samplers("cpu"), samplers("cuda")
+    chance = torch.Generator().manual_seed(5)
+    bits = torch.randint(-(2**31), 2**31 - 1, (3, VOCAB // 32), generator=chance).int()
+    bits[1] = 0
+    bits[1, 0] = 1 << 2
+    ends, rows = torch.tensor([False, True, False]), torch.tensor([1, 5, 6])
+    allowed = Allowed(rows=rows, bits=bits, only_ends=ends)
+    moved = Allowed(rows=rows.cuda(), bits=bits.cuda(), only_ends=ends.cuda())
+    slots = torch.arange(len(REQUESTS))
+    for step in range(4):
+        logits, places = logits_of(step, len(REQUESTS)), torch.full((len(REQUESTS),), 3 + step)
+        expected = on_cpu.sample(logits, slots, places, allowed=allowed).tokens
+        found = on_cuda.sample(logits.cuda(), slots.cuda(), places.cuda(), allowed=moved).tokens
+        assert found.tolist() == expected.tolist() and expected[5] == 2
+        for row, mask in zip((1, 6), (bits[0], bits[2]), strict=True):
+            assert mask[expected[row] // 32] >> (expected[row] % 32) & 1

@@ -177,7 +177,27 @@ REFUSED = [
     ({"unheard_of": 1}, "unheard_of", "unknown_parameter"),
     ({"stream_options": {"include_usage": True}}, "stream_options", None),
     ({"stream": True, "stream_options": {"x": 1}}, "stream_options.x", "unknown_parameter"),
-    ({"response_format": {"type": "json_object"}}, "response_format", "unsupported_value"),
+    ({"response_format": {"type": "xml"}}, "response_format.type", "invalid_value"),
+    (
+        {"response_format": {"type": "json_schema"}},
+        "response_format.json_schema",
+        "missing_required_parameter",
+    ),
+    ({"response_format": {"type": "json_object", "x": 1}}, "response_format.x", "unknown_parameter"),
+    ({"guided_json": "{"}, "guided_json", "invalid_value"),
+    ({"guided_json": "[]"}, "guided_json", "invalid_value"),
+    ({"guided_json": {"not": {}}}, "guided_json", "invalid_value"),
+    ({"guided_json": {"$ref": "file:///etc/passwd"}}, "guided_json", "invalid_value"),
+    ({"guided_json": {"type": "integer", "multipleOf": 1e9}}, "guided_json", "invalid_value"),
+    ({"guided_regex": "("}, "guided_regex", "invalid_value"),
+    ({"guided_regex": "(?=a)a"}, "guided_regex", "invalid_value"),
+    ({"guided_regex": "a" * 600}, "guided_regex", "invalid_value"),
+    ({"guided_choice": []}, "guided_choice", "invalid_value"),
+    ({"guided_grammar": "start: x"}, "guided_grammar", "unsupported_parameter"),
+    ({"structured_outputs": {"grammar": "x"}}, "structured_outputs.grammar", "unknown_parameter"),
+    ({"structured_outputs": {"json": {}, "regex": "a"}}, "structured_outputs.regex", "invalid_value"),
+    ({"guided_regex": "a", "guided_choice": ["a"]}, "guided_choice", "invalid_value"),
+    ({"guided_regex": "a", "use_beam_search": True, "best_of": 2}, "guided_regex", None),
     ({"model": None}, "model", "invalid_type"),
 ]
 
@@ -185,7 +205,13 @@ REFUSED = [
 @pytest.fixture(scope="module")
 def strict() -> Iterator[httpx.Client]:
     limits = {"max_n": 2, "max_beams": 2, "max_stops": 2, "max_stop_chars": 10, "max_logprobs": 2}
-    more = {"max_logit_bias": 2, "max_prompts": 2, "max_prompt_tokens": 32, "max_tokens": 100}
+    more = {
+        "max_grammar_chars": 500,
+        "max_logit_bias": 2,
+        "max_prompts": 2,
+        "max_prompt_tokens": 32,
+        "max_tokens": 100,
+    }
     engine = FakeEngine(TOKENS)
     with client_of(engine, **limits, **more, max_body_bytes=10_000) as client:
         yield client

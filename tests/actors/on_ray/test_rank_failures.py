@@ -81,7 +81,7 @@ def test_a_killed_rank(layout: str, inside: bool, struck: int, engines: dict[str
 
 @pytest.mark.parametrize(("layout", "inside", "struck"), CASES[:2])
 def test_a_stopped_rank(layout: str, inside: bool, struck: int, engines: dict[str, Path]) -> None:
-    with group(engines[layout], inside=inside, silent_s=3.0) as opened:
+    with group(engines[layout], inside=inside, silent_s=6.0) as opened:
         answered(opened, FIRST)
         os.kill(opened.where[struck].pid, signal.SIGSTOP)
         with pytest.raises(WorkerError, match=named(opened, struck) + r"no sign of life for 3\.\d s"):
@@ -91,7 +91,7 @@ def test_a_stopped_rank(layout: str, inside: bool, struck: int, engines: dict[st
 
 def test_a_stopped_rank_of_another_node(engines: dict[str, Path]) -> None:
     spread = Room(strategy="STRICT_SPREAD")
-    with group(engines["tp2"], inside=False, silent_s=3.0, room=spread) as opened:
+    with group(engines["tp2"], inside=False, silent_s=6.0, room=spread) as opened:
         (far,) = (rank for rank, where in opened.where.items() if where.node != here().node)
         answered(opened, FIRST)
         os.kill(opened.where[far].pid, signal.SIGSTOP)
@@ -144,7 +144,7 @@ def test_a_rank_that_cannot_load(engines: dict[str, Path], tmp_path: Path) -> No
 
 def test_a_rank_that_waits_in_vain(engines: dict[str, Path]) -> None:
     """The order reaches the second stage alone: whom it waited for is said."""
-    with group(engines["pp2"], inside=False, wait_s=1.0, silent_s=2.0) as opened:
+    with group(engines["pp2"], inside=False, wait_s=1.0, silent_s=8.0) as opened:
         opened._head.send(1, encode(FIRST))
         with pytest.raises(WorkerError, match=r"^rank 1: receive in group line0: no answer from rank 0 \("):
             opened.collect()

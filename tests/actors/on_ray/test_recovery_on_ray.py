@@ -78,7 +78,7 @@ class Site:
 
     def open(self) -> Generator:
         self.attempts += 1
-        options = GeneratorOptions(num_blocks=NUM_BLOCKS, bounds=Bounds(start_s=100, silent_s=2.0))
+        options = GeneratorOptions(num_blocks=NUM_BLOCKS, bounds=Bounds(start_s=100, silent_s=6.0))
         generator = open_generator(self.folder, options)
         assert isinstance(generator._ranks, RankGroup)
         generator._ranks = watched = Watched(generator._ranks)

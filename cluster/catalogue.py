@@ -1,0 +1,222 @@
+"""The models that an ingress serves: whatever Serve runs on this cluster, looked at every so often."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import tempfile
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
+from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview
+
+from builders.errors import UserError, WorkerError
+from cluster.api_config import ApiConfig
+from cluster.api_service import Service
+from cluster.local_app import served
+from cluster.remote_engine import Attend, RemoteEngine
+from cluster.replica import Card
+from cluster.served_model import ServedModel
+from cluster.tokenizer import open_tokenizer
+from cluster.wire import NewsPort
+
+MODEL = "Model"
+"""The deployment by which an application is known as a model."""
+
+RUNNING = cast(Any, "RUNNING")
+"""The state of a replica that takes requests, as Serve counts them."""
+
+_GOING = ApplicationStatus.DELETING
+_LOOK_S = 1.0
+_LOG = logging.getLogger("ray.serve")
+
+
+class Replicas(Protocol):
+    """Calls of one model's replicas; the first starts one where there is none."""
+
+    @property
+    def attend(self) -> Attend: ...
+
+    async def card(self) -> Card: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cluster:
+    """What is known of the cluster, and how to call it."""
+
+    applications: Callable[[], Mapping[str, ApplicationStatusOverview]]
+    """All that there are, by their models' names; waits for Serve."""
+    replicas: Callable[[str], Replicas]
+
+
+@dataclass(eq=False)
+class _Entry:
+    """A model that Serve knows."""
+
+    status: ApplicationStatusOverview
+    served: ServedModel | None = None
+    engine: RemoteEngine | None = None
+    deployed_s: float = 0.0
+    """Of the configuration that `served` was opened with."""
+    opening: asyncio.Task[ServedModel] | None = field(default=None)
+
+    @property
+    def running(self) -> int:
+        """Replicas that take requests."""
+        return self.status.deployments[MODEL].replica_states.get(RUNNING, 0)
+
+    def leave(self) -> None:
+        """Nobody is to find it any more; requests under way have their replica until they end."""
+        if self.opening:
+            self.opening.cancel()
+        if self.engine:
+            self.engine.leave()
+
+    @property
+    def is_current(self) -> bool:
+        return self.served is not None and self.deployed_s == self.status.last_deployed_time_s
+
+
+class ServeCatalogue:
+    """Used from one event loop."""
+
+    def __init__(self, config: ApiConfig, cluster: Cluster, port: NewsPort) -> None:
+        self._config, self._cluster, self._port = config, cluster, port
+        self._entries: dict[str, _Entry] = {}
+        self._service: Service | None = None
+        self._has_looked = False
+
+    def attach(self, service: Service) -> None:
+        self._service = service
+        self._tell()
+
+    async def find(self, name: str | None) -> ServedModel | None:
+        if not self._has_looked:
+            await self.look()
+        if name is None and len(self._entries) == 1:
+            (name,) = self._entries
+        entry = self._entries.get(name or "")
+        if entry is None:
+            return None
+        if entry.served is None and (why := _hopeless(entry)):
+            raise WorkerError(f"{name}: {why}")
+        return entry.served or await asyncio.shield(self._open(name or "", entry))
+
+    def problems(self) -> Sequence[str]:
+        if not self._has_looked:
+            return ["the cluster has not been looked at yet"]
+        if not self._entries:
+            return ["no model is served yet"]
+        return [f"{name}: {why}" for name, entry in self._entries.items() if (why := _problem(entry))]
+
+    async def watch(self) -> None:
+        """Until it is cancelled."""
+        while True:
+            with suppress(RayError, RayServeException):  # the controller starts again, if it died
+                await self.look()
+            await asyncio.sleep(_LOOK_S)
+
+    async def look(self) -> None:
+        """Take in what there is now."""
+        found = await asyncio.to_thread(self._cluster.applications)
+        there = {name: status for name, status in found.items() if status.status != _GOING}
+        for name in self._entries.keys() - there.keys():
+            self._entries.pop(name).leave()
+        for name, status in there.items():
+            if MODEL not in status.deployments:  # no model, or one that is about to be another
+                continue
+            entry = self._entries.setdefault(name, _Entry(status))
+            entry.status = status
+            if entry.engine:
+                entry.engine.failure = _hopeless(entry)
+            if entry.running and not entry.is_current and status.status == ApplicationStatus.RUNNING:
+                self._open(name, entry)
+        self._has_looked = True
+        self._tell()
+
+    async def close(self) -> None:
+        for entry in self._entries.values():
+            entry.leave()
+            if entry.served:
+                await entry.served.close()
+        self._port.close()
+
+    def _tell(self) -> None:
+        if self._service:
+            self._service.serve([entry.served for entry in self._entries.values() if entry.served])
+
+    def _open(self, name: str, entry: _Entry) -> asyncio.Task[ServedModel]:
+        """Only one at a time; who waits for it does not end it by leaving."""
+        if entry.opening is None:
+            entry.opening = asyncio.get_running_loop().create_task(self._opened(name, entry))
+            entry.opening.add_done_callback(lambda task: _closed(name, entry, task))
+        return entry.opening
+
+    async def _opened(self, name: str, entry: _Entry) -> ServedModel:
+        deployed_s, replicas = entry.status.last_deployed_time_s, self._cluster.replicas(name)
+        card = await replicas.card()
+        phases = ", ".join(f"{phase} {taken:.2f} s" for phase, taken in card.seconds.items())
+        _LOG.info("%s: %s", name, phases)
+        if entry.served and entry.served.facts == card.facts:
+            entry.deployed_s = deployed_s
+            return entry.served
+        engine = RemoteEngine(card.facts, replicas.attend, self._port)
+        served = await asyncio.to_thread(_with_words, engine, card, self._config)
+        entry.served, entry.engine, entry.deployed_s = served, engine, deployed_s
+        self._tell()
+        return served
+
+
+def _closed(name: str, entry: _Entry, task: asyncio.Task[ServedModel]) -> None:
+    entry.opening = None
+    if not task.cancelled() and (error := task.exception()):
+        _LOG.warning("%s: cannot be opened: %s", name, error)
+
+
+def _hopeless(entry: _Entry) -> str | None:
+    """Why requests wait in vain, if they would."""
+    failed = entry.status.status == ApplicationStatus.DEPLOY_FAILED and not entry.running
+    return _message(entry) if failed else None
+
+
+def _problem(entry: _Entry) -> str | None:
+    """Why it gives no answers now. One with no replicas at all, on purpose, is sound."""
+    if entry.running:
+        return None if entry.served else "is being opened"
+    return None if entry.status.status == ApplicationStatus.RUNNING else _message(entry)
+
+
+def _message(entry: _Entry) -> str:
+    deployment = entry.status.deployments[MODEL]
+    said = " ".join((deployment.message or entry.status.message).split())
+    return f"{entry.status.status.value.lower().replace('_', ' ')}{': ' if said else ''}{said[:500]}"
+
+
+def _with_words(engine: RemoteEngine, card: Card, config: ApiConfig) -> ServedModel:
+    with tempfile.TemporaryDirectory(prefix="rankforge-") as folder:
+        for name, data in card.files.items():
+            file = Path(folder) / name
+            file.parent.mkdir(exist_ok=True)
+            file.write_bytes(data)
+        tokenizer = open_tokenizer(Path(folder), None)
+    if tokenizer is None:
+        raise UserError(f"{card.facts.name}: has no tokenizer, and serves texts; name one with tokenizer_dir")
+    return served(engine, tokenizer, config, chat_template=card.chat_template)
+
+
+@asynccontextmanager
+async def watched(config: ApiConfig, cluster: Cluster, host: str) -> AsyncIterator[ServeCatalogue]:
+    """Looks at the cluster as long as it is used."""
+    catalogue = ServeCatalogue(config, cluster, NewsPort(host))
+    watching = asyncio.get_running_loop().create_task(catalogue.watch())
+    try:
+        yield catalogue
+    finally:
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
+        await catalogue.close()

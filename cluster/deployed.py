@@ -1,0 +1,159 @@
+"""What Ray Serve runs of a service: deployed, awaited until it answers, and drained at the end."""
+
+from __future__ import annotations
+
+import socket
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TextIO
+
+from ray import serve
+from ray.serve.context import _get_global_client
+from ray.serve.schema import ApplicationStatus, ServeDeploySchema
+
+from builders.errors import RankforgeError, UserError, WorkerError
+from cluster.catalogue import MODEL, RUNNING
+from cluster.replica import Card
+from cluster.serve_plan import API, Service
+from cluster.serving import api, model
+
+_LOOK_S = 0.2
+
+
+@contextmanager
+def deployed(
+    service: Service, drain_s: float, notes: TextIO, *, scratch: Path | None = None
+) -> Iterator[None]:
+    """What this deploys is drained at the end, and Serve ended, if it was not there before.
+
+    HAProxy's files are in `scratch`, which has to be a folder of every node, or else where Ray puts them.
+    """
+    before = serve.status()
+    _start(service, scratch)
+    try:
+        if service.is_file:
+            client = _get_global_client()
+            assert client is not None, "Serve has been started"
+            client.deploy_apps(ServeDeploySchema.model_validate(service.schema))
+        else:
+            _run(service, has_api=API in before.applications)
+        _until_ready(service, notes)
+        yield
+    finally:
+        names = [app["name"] for app in service.schema["applications"]]
+        ours = [name for name in names if name not in before.applications]
+        _drain(service, ours, drain_s, notes)
+        if not before.proxies:
+            serve.shutdown()
+
+
+def _start(service: Service, scratch: Path | None) -> None:
+    """HAProxy hands connections to the API's processes: no token passes through Serve's own proxy."""
+    given = {"host": service.schema["http_options"]["host"], "port": service.schema["http_options"]["port"]}
+    env = {
+        "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(_free_port()),
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(_free_port()),
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",
+    }
+    if scratch:
+        env |= {name: str(scratch / file) for name, file in _FILES.items()}
+    chosen = service.schema.get("controller_options") or {"runtime_env": {"env_vars": env}}
+    serve.start(
+        proxy_location=service.schema.get("proxy_location"), http_options=given, controller_options=chosen
+    )
+
+
+_FILES = {
+    "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": "haproxy.cfg",
+    "RAY_SERVE_HAPROXY_SOCKET_PATH": "admin.sock",
+    "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": "metrics.sock",
+    "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": "",
+    "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": "state",
+}
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _run(service: Service, *, has_api: bool) -> None:
+    builders: dict[str, Any] = {"cluster.serving:api": api, "cluster.serving:model": model}
+    targets = [
+        serve.RunTarget(
+            target=builders[app["import_path"]](app["args"]),
+            name=app["name"],
+            route_prefix=app["route_prefix"],
+        )
+        for app in service.schema["applications"]
+        if app["name"] != API or not has_api
+    ]
+    serve.run_many(targets, wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
+
+
+def _until_ready(service: Service, notes: TextIO) -> None:
+    said: dict[str, str] = {}
+    waiting = {app["name"] for app in service.schema["applications"]}
+    while waiting:
+        found = serve.status().applications
+        for name in sorted(waiting & found.keys()):
+            status = found[name].status
+            if status == ApplicationStatus.DEPLOY_FAILED:
+                raise _failure(name, found[name])
+            if said.get(name) != status.value:
+                said[name] = status.value
+                print(f"{name}: {status.value.lower().replace('_', ' ')}", file=notes, flush=True)
+            if status == ApplicationStatus.RUNNING:
+                waiting.discard(name)
+                if name in service.models:
+                    print(f"{name}: {_phases(name)}", file=notes, flush=True)
+        time.sleep(_LOOK_S)
+    while service.api and not _answers(service):
+        time.sleep(_LOOK_S)
+
+
+def _failure(name: str, status: Any) -> RankforgeError:
+    """The last line of a trace is what was raised."""
+    said = status.deployments[MODEL].message if MODEL in status.deployments else status.message
+    lines = [line.strip() for line in (said or status.message).splitlines() if line.strip()]
+    cause = next(
+        (line for line in reversed(lines) if "Error" in line), lines[-1] if lines else "no more is known"
+    )
+    kind = UserError if "builders.errors." in cause and "WorkerError" not in cause else WorkerError
+    return kind(f"{name}: {cause.rpartition('builders.errors.')[2].partition(': ')[2] or cause}")
+
+
+def _phases(name: str) -> str:
+    status = serve.status().applications[name].deployments[MODEL]
+    if not status.replica_states.get(RUNNING):
+        return "no replica until it is asked for"
+    card: Card = serve.get_deployment_handle(MODEL, name).card.remote().result(timeout_s=30)
+    return ", ".join(f"{phase} {taken:.2f} s" for phase, taken in card.seconds.items())
+
+
+def _answers(service: Service) -> bool:
+    try:
+        with urllib.request.urlopen(f"{service.url}/ready", timeout=5) as answer:
+            return bool(answer.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def _drain(service: Service, ours: list[str], drain_s: float, notes: TextIO) -> None:
+    """First the API, whose requests need the models; then those."""
+    apis = [name for name in ours if name == service.api]
+    deadline = time.monotonic() + drain_s
+    for names in (apis, [name for name in ours if name not in apis]):
+        if there := [name for name in names if name in serve.status().applications]:
+            print(f"draining {', '.join(there)}", file=notes, flush=True)
+            for name in there:
+                serve.delete(name, _blocking=False)
+        while time.monotonic() < deadline and any(name in serve.status().applications for name in names):
+            time.sleep(_LOOK_S)

@@ -1,0 +1,92 @@
+"""The engine of a model that is to be served: found, or converted and built as `rankforge build` does."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from builders.checkpoint import Manifest, read_manifest
+from builders.config_file import format_of
+from builders.engine_manifest import EngineManifest
+from builders.errors import UserError
+from cluster.build import build
+from cluster.build_kinds import target_of
+from cluster.engine_of import engine_of
+from cluster.placement import Needs
+from cluster.progress import LineReporter
+from cluster.serve_config import ModelConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    """An engine that is there."""
+
+    folder: Path
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    """What making it took, by phase; nothing where it was there before."""
+
+
+def made(config: ModelConfig) -> Made:
+    """Converts and builds what the store lacks. Several processes may do so at once."""
+    kind, folder = _kind(config), Path(config.model).expanduser()
+    if kind == EngineManifest.format.name:
+        engine_of(folder, None)
+        return Made(folder=folder)
+    source = "checkpoint_dir" if kind == Manifest.format.name else "model_dir"
+    options = config.options(**{source: folder if source == "checkpoint_dir" else config.model})
+    result = build(options, LineReporter(sys.stderr, as_json=False))
+    seconds = result.seconds
+    return Made(
+        folder=options.output_dir,
+        seconds={
+            "converted": seconds["convert"],
+            "built": sum(spent for phase, spent in seconds.items() if phase != "convert"),
+        },
+    )
+
+
+def needs(config: ModelConfig) -> Needs:
+    """What its ranks take, as far as is known before the engine is there."""
+    kind, folder = _kind(config), Path(config.model).expanduser()
+    if kind == EngineManifest.format.name:
+        if config.build:
+            given = ", ".join(sorted(config.build))
+            raise UserError(f"build: {given}: {config.model} is an engine already; leave them out")
+        engine = engine_of(folder, None)
+        return _needs_of(config, engine.checkpoint, engine.target)
+    options = config.options()
+    if kind == Manifest.format.name:
+        return _needs_of(config, read_manifest(folder), target_of(options))
+    on_gpu = target_of(options) != "cpu"
+    return Needs(
+        tp_size=options.tp_size,
+        pp_size=options.pp_size,
+        ep_size=options.ep_size or 1,
+        rank_cpus=config.cpus_per_rank,
+        on_gpu=on_gpu,
+        holder_cpus=_holder_cpus(on_gpu, options.tp_size * options.pp_size),
+    )
+
+
+def _kind(config: ModelConfig) -> str | None:
+    return format_of(Path(config.model).expanduser())
+
+
+def _needs_of(config: ModelConfig, checkpoint: Manifest, target: str) -> Needs:
+    mapping, on_gpu = checkpoint.mapping, target != "cpu"
+    return Needs(
+        tp_size=mapping.tp_size,
+        pp_size=mapping.pp_size,
+        ep_size=mapping.ep_size,
+        rank_bytes=max((written.num_bytes for written in checkpoint.ranks), default=0),
+        rank_cpus=config.cpus_per_rank,
+        on_gpu=on_gpu,
+        holder_cpus=_holder_cpus(on_gpu, mapping.world_size),
+    )
+
+
+def _holder_cpus(on_gpu: bool, ranks: int) -> float:
+    """The replica holds rank 0 itself on CPUs, and where there is one; else it is a process beside them."""
+    return 1 if on_gpu and ranks > 1 else 0

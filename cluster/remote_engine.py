@@ -1,0 +1,236 @@
+"""A model's replicas as an `EngineClient`: a call of Serve's for every request, its news beside it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from msgspec.structs import replace
+from ray.exceptions import RayActorError, RayError, TaskCancelledError
+from ray.serve.exceptions import BackPressureError, RayServeException
+
+from actors.engine_stats import EngineStats, continued
+from actors.messages import Request, Tokens, encode
+from builders.errors import BusyError, RankforgeError, WorkerError
+from cluster.engine_client import EngineLoad, ModelFacts
+from cluster.news_stream import NewsStream
+from cluster.told import Told
+from cluster.wire import Door, Ended, NewsPort, Report, error_of
+
+_LATE_S = 10.0
+"""How long news may be under way when the call that they belong to has ended."""
+
+
+_LOG = logging.getLogger("ray.serve")
+_MOST_LOSSES, _PAUSE_S = 3, 0.2
+"""Replicas that may die with one request, and how long to wait before the next is asked."""
+
+_SILENT_S = 15.0
+"""Replicas that have said nothing for so long are gone, or nobody's of here."""
+
+
+class Call(Protocol):
+    """A call of a replica, as Serve gives it."""
+
+    def __await__(self) -> Generator[Any, Any, Any]: ...
+
+    def cancel(self) -> None: ...
+
+
+class Attend(Protocol):
+    """Calls one of the model's replicas, which Serve chooses."""
+
+    def __call__(self, request: bytes, door: Door) -> Call: ...
+
+
+@dataclass(eq=False)
+class _Visit:
+    """A request at a replica."""
+
+    request: str
+    stream: NewsStream
+    engine: RemoteEngine
+    told: Told
+    """What its caller has, with which another replica goes on."""
+    known_as: str
+    """By the replica: each gets another name for it, so that late news of a dead one are none."""
+    losses: int = 0
+    """Replicas that died with it."""
+    call: Call | None = None
+    sender: bytes | None = None
+    """The replica that has it."""
+
+    def taken(self, sender: bytes) -> None:
+        self.sender = sender
+
+    def push(self, news: Tokens) -> None:
+        if self.losses:
+            news = replace(news, request=self.request)
+        self.engine._running += not self.stream.has_begun
+        self.told.take(news)
+        self.stream.push(news)
+        if news.finish:
+            self.engine._forget_ended(self)
+
+    def end(self, ended: Ended) -> None:
+        self.fail(error_of(ended))
+
+    def fail(self, error: RankforgeError) -> None:
+        self.stream.fail(error)
+        self.engine._forget_ended(self)
+
+
+class RemoteEngine:
+    """Used from one event loop."""
+
+    def __init__(self, facts: ModelFacts, attend: Attend, port: NewsPort) -> None:
+        self._facts, self._attend, self._port = facts, attend, port
+        self._loop = asyncio.get_running_loop()
+        self._visits: dict[str, _Visit] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._running = 0
+        self.failure: str | None = None
+        """Why it takes no requests, as far as Serve says."""
+        self._gone = EngineStats()
+        """What replicas have counted that are not heard of any more."""
+        self._reports: dict[bytes, tuple[float, Report]] = {}
+        port.listen(facts.name, self._hear)
+
+    @property
+    def facts(self) -> ModelFacts:
+        return self._facts
+
+    def submit(self, request: Request) -> NewsStream:
+        if self.failure:
+            raise WorkerError(f"{self._facts.name}: {self.failure}")
+        assert request.id not in self._visits, "every request has a name of its own"
+        told, stream = Told(request), NewsStream(self._loop, request.params.n)
+        visit = _Visit(request.id, stream, self, told, request.id)
+        self._visits[request.id] = visit
+        self._send(visit, told.request)
+        task = self._loop.create_task(self._outlast(visit))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return stream
+
+    def _send(self, visit: _Visit, request: Request) -> None:
+        self._port.expect(request.id, visit)
+        visit.known_as, visit.sender = request.id, None
+        visit.call = self._attend(encode(request), self._port.door)
+
+    def cancel(self, request: str, index: int | None = None) -> None:
+        visit = self._visits.get(request)
+        if visit is None:
+            return
+        visit.stream.cancel(index)
+        visit.told.cancel(index)
+        if visit.sender:
+            self._port.drop(visit.sender, visit.known_as, index)
+        elif visit.stream.has_ended and visit.call:
+            visit.call.cancel()
+        self._forget_ended(visit)
+
+    def load(self) -> EngineLoad:
+        waiting = len(self._visits) - self._running
+        why = next((one.recovering for _, one in self._reports.values() if one.recovering), None)
+        return EngineLoad(running=self._running, waiting=waiting, failure=self.failure, recovering=why)
+
+    def stats(self) -> EngineStats:
+        """Of all replicas that have had a request from here."""
+        self._forget_silent()
+        reports = [report.stats for _, report in self._reports.values()]
+        found = self._gone
+        for stats in reports:
+            found = continued(found, stats)
+        return replace(
+            found,
+            cache_blocks=sum(stats.cache_blocks for stats in reports),
+            cache_blocks_used=sum(stats.cache_blocks_used for stats in reports),
+        )
+
+    def _hear(self, sender: bytes, report: Report) -> None:
+        self._reports[sender] = self._loop.time(), report
+
+    def _forget_silent(self) -> None:
+        now = self._loop.time()
+        for sender, (heard, report) in [*self._reports.items()]:
+            if now - heard > _SILENT_S:
+                del self._reports[sender]
+                self._gone = continued(self._gone, report.stats)
+
+    def leave(self) -> None:
+        """The model is taken away: no replica will take what none has taken yet."""
+        self.failure = "is not served any more"
+        for visit in [*self._visits.values()]:
+            if visit.sender is None and visit.call:
+                visit.call.cancel()
+                visit.fail(WorkerError(f"{self._facts.name}: {self.failure}"))
+
+    async def close(self) -> None:
+        for visit in [*self._visits.values()]:
+            visit.fail(WorkerError(f"{self._facts.name}: the service ends"))
+            if visit.call:
+                visit.call.cancel()
+        tasks = [*self._tasks]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _outlast(self, visit: _Visit) -> None:
+        """Serve's side of a request ends after its news, unless its replica dies: then another goes on."""
+        try:
+            while (lost := await self._loss(visit)) and self._goes_on(visit, lost):
+                await asyncio.sleep(_PAUSE_S)
+                if request := visit.told.rest():
+                    self._send(visit, replace(request, id=f"{visit.request}~{visit.losses}"))
+        except BackPressureError as error:
+            visit.fail(BusyError(f"{self._facts.name}: {error.message}"))
+        except TaskCancelledError:
+            pass
+        except (RayError, RayServeException) as error:
+            visit.fail(WorkerError(f"{self._facts.name}: its replica failed: {_first_line(error)}"))
+
+    async def _loss(self, visit: _Visit) -> RayActorError | None:
+        """Waits for the end of a call; what killed its replica, if that is what ended it."""
+        assert visit.call is not None, "it has been sent"
+        try:
+            await _result(visit.call)
+        except RayActorError as error:
+            return error
+        await self._late(visit)
+        return None
+
+    def _goes_on(self, visit: _Visit, lost: RayActorError) -> bool:
+        self._port.forget(visit.known_as)
+        if visit.stream.has_ended:
+            return False
+        visit.losses += 1
+        if visit.losses > _MOST_LOSSES:
+            visit.fail(WorkerError(f"{self._facts.name}: its replicas die: {_first_line(lost)}"))
+            return False
+        _LOG.warning("%s: a replica died; another goes on with %s", self._facts.name, visit.request)
+        return True
+
+    async def _late(self, visit: _Visit) -> None:
+        deadline = self._loop.time() + _LATE_S
+        while not visit.stream.has_ended:
+            if self._loop.time() > deadline:
+                visit.fail(WorkerError(f"{self._facts.name}: news of a request were lost on their way"))
+            await asyncio.sleep(0.05)
+
+    def _forget_ended(self, visit: _Visit) -> None:
+        if visit.stream.has_ended and self._visits.pop(visit.request, None) is not None:
+            self._running -= visit.stream.has_begun
+            self._port.forget(visit.known_as)
+
+
+async def _result(call: Call) -> None:
+    await call
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0] if lines else 'no more is known'}"

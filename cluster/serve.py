@@ -1,0 +1,102 @@
+"""`rankforge serve`: starts what is missing, waits until it answers, stays, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TextIO
+
+import ray
+
+from builders.errors import UserError
+from cluster.deployed import deployed
+from cluster.placement import Node
+from cluster.ray_cluster import join, warn_of_open_door
+from cluster.serve_config import model_name
+from cluster.serve_options import ServeOptions
+from cluster.serve_plan import Service, planned
+
+
+def serve(options: ServeOptions, out: TextIO, notes: TextIO) -> None:
+    """Until it is interrupted."""
+    service = planned(options)
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    with ExitStack() as stack:
+        scratch = stack.enter_context(_cluster(options, service, notes))
+        stack.enter_context(deployed(service, options.drain_s, notes, scratch=scratch))
+        print(_greeting(service), file=out, flush=True)
+        while True:
+            time.sleep(3600)
+
+
+@contextmanager
+def _cluster(options: ServeOptions, service: Service, notes: TextIO) -> Iterator[Path | None]:
+    """The one that was named; or one of this machine, which ends with this process, and a folder for it."""
+    if join(options.address) is not None:
+        warn_of_open_door(notes)
+        yield None
+        return
+    _check_free(service)
+    cpus = max(os.cpu_count() or 1, math.ceil(service.cpus))
+    with _signals_kept():
+        ray.init(
+            address="local",
+            num_cpus=cpus,
+            log_to_driver=False,
+            include_dashboard=False,
+            logging_level=logging.ERROR,
+        )
+    try:
+        service.check(nodes())
+        with TemporaryDirectory(prefix="rankforge-") as folder:
+            yield Path(folder)
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Ray would end all of itself at the first sign, with nothing drained."""
+    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in kept.items():
+        signal.signal(number, handler)
+
+
+def nodes() -> list[Node]:
+    """Those that the cluster has, with all that is theirs."""
+    return [
+        Node(name=node["NodeManagerHostname"], free=node["Resources"])
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
+
+
+def _check_free(service: Service) -> None:
+    http = service.schema["http_options"]
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((http["host"], http["port"]))
+        except OSError as error:
+            raise UserError(
+                f"--port={http['port']}: cannot serve at {http['host']} ({error.strerror}); choose another"
+            ) from error
+
+
+def _greeting(service: Service) -> str:
+    names = [model_name(application) for application in service.models]
+    body = {"model": names[0], "prompt": "Hello", "max_tokens": 16}
+    return (
+        f"serving {', '.join(names)} at {service.url}/v1\n"
+        f"curl {service.url}/v1/completions -H 'content-type: application/json' -d '{json.dumps(body)}'"
+    )

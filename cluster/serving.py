@@ -1,0 +1,234 @@
+"""Ray Serve's side: `cluster.serving:model` and `cluster.serving:api` make applications of plain settings.
+
+A model is an application of its own without a route, so that what changes in one leaves the others alone; the
+API is another one, and finds the models that there are by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, cast
+
+import ray
+from ray import serve
+from ray.exceptions import RayTaskError
+from ray.serve.schema import ApplicationStatusOverview
+from ray.util.placement_group import placement_group_table
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from actors.open_generator import GeneratorOptions
+from actors.rank_actors import Room
+from builders.errors import RankforgeError
+from cluster.api import create_app
+from cluster.catalogue import MODEL, Cluster, ServeCatalogue, watched
+from cluster.engine_client import EngineLoad
+from cluster.engine_maker import Made, made, needs
+from cluster.placement import Needs, Plan, bundles_of
+from cluster.remote_engine import Attend, Call
+from cluster.replica import Card, Replica, open_replica
+from cluster.serve_config import (
+    ModelConfig,
+    ServiceConfig,
+    application_name,
+    model_config,
+    model_name,
+    service_config,
+)
+from cluster.wire import Door
+
+_STARTS = 3
+"""How often a replica that cannot start is tried."""
+
+_LOOK_BACK_S = 11.0
+"""The load is averaged over this; Serve takes no less."""
+
+ENVIRONMENT = {
+    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
+    "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
+    "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
+    "RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",
+}
+"""Of our replicas' processes: everything in one event loop, as nothing in them blocks it; the API calls the
+replicas without Ray between, which takes a third of the time, and says soon how many requests there are."""
+
+
+def model(args: dict[str, Any]) -> serve.Application:
+    """One model: `args` are the fields of `ModelConfig`."""
+    config = model_config(args)
+    wanted = needs(config)
+    plan = bundles_of(wanted)
+    replicas = config.replicas
+    return (
+        cast(Any, serve.deployment(Model))
+        .options(
+            name=MODEL,
+            **_scaling(config),
+            max_ongoing_requests=config.max_ongoing,
+            ray_actor_options={**_replica_room(wanted), "runtime_env": {"env_vars": ENVIRONMENT}},
+            placement_group_bundles=[dict(bundle) for bundle in plan.bundles],
+            placement_group_strategy=plan.strategy,
+            graceful_shutdown_timeout_s=config.drain_s,
+            graceful_shutdown_wait_loop_s=0.1,
+            health_check_period_s=config.health_check_s,
+            max_constructor_retry_count=_STARTS * max(1, replicas.most),
+        )
+        .bind(config, _room(config, wanted, plan))
+    )
+
+
+def api(args: dict[str, Any]) -> serve.Application:
+    """OpenAI's endpoints over all models of the cluster: `args` are the fields of `ServiceConfig`."""
+    config = service_config(args)
+
+    def application() -> ASGIApp:
+        return _application(config)
+
+    return (
+        cast(Any, serve.deployment(serve.ingress(application)(Api)))
+        .options(
+            name="Api",
+            num_replicas=config.replicas,
+            max_ongoing_requests=2**20,  # the limits are `config.limits`, whose answers callers understand
+            ray_actor_options={"num_cpus": config.cpus, "runtime_env": {"env_vars": ENVIRONMENT}},
+            graceful_shutdown_timeout_s=config.drain_s,
+            graceful_shutdown_wait_loop_s=0.1,
+        )
+        .bind()
+    )
+
+
+class Model:
+    """A replica, in the first bundle of its placement group."""
+
+    async def __init__(self, config: ModelConfig, room: Room) -> None:  # type: ignore[misc]  # Serve waits
+        name = model_name(serve.get_replica_context().app_name)
+        seconds = {"placed": _placed_s()}
+        found = await _made(config)
+        options = GeneratorOptions(
+            num_blocks=config.num_blocks,
+            kv_cache_free_gpu_mem_fraction=config.kv_cache_free_gpu_memory_fraction,
+            draft_tokens=config.prompt_lookup_num_tokens,
+            room=room,
+        )
+        self._replica = await open_replica(name, config, found.folder, options, {**seconds, **found.seconds})
+
+    async def attend(self, request: bytes, door: Door) -> None:
+        await self._replica.attend(request, door)
+
+    async def card(self) -> Card:
+        return self._replica.card
+
+    async def load(self) -> EngineLoad:
+        return self._replica.engine.load()
+
+    async def check_health(self) -> None:
+        self._replica.check()
+
+    async def __del__(self) -> None:
+        replica: Replica | None = getattr(self, "_replica", None)
+        if replica:
+            await replica.close()
+
+
+class Api:
+    """The process around the application."""
+
+
+def _scaling(config: ModelConfig) -> dict[str, Any]:
+    replicas = config.replicas
+    if replicas.least == replicas.most:
+        return {"num_replicas": replicas.most}
+    return {
+        "num_replicas": None,
+        "autoscaling_config": {
+            "min_replicas": replicas.least,
+            "max_replicas": replicas.most,
+            "initial_replicas": replicas.first,
+            "target_ongoing_requests": replicas.target_ongoing,
+            "upscale_delay_s": replicas.upscale_delay_s,
+            "downscale_delay_s": replicas.downscale_delay_s,
+            "look_back_period_s": _LOOK_BACK_S,
+        },
+    }
+
+
+def _replica_room(wanted: Needs) -> dict[str, float]:
+    """What the replica's own process takes of the first bundle."""
+    if wanted.holder_cpus:
+        return {"num_cpus": wanted.holder_cpus}
+    return {"num_cpus": wanted.rank_cpus} | ({"num_gpus": 1} if wanted.on_gpu else {})
+
+
+def _room(config: ModelConfig, wanted: Needs, plan: Plan) -> Room:
+    return Room(num_cpus=config.cpus_per_rank, num_gpus=int(wanted.on_gpu), bundles=plan.of_rank)
+
+
+async def _made(config: ModelConfig) -> Made:
+    """In a process beside: what builds needs libraries and memory that what serves does not."""
+    group = ray.util.get_current_placement_group()
+    assert group is not None, "a replica is in its own"
+    here = PlacementGroupSchedulingStrategy(placement_group=group, placement_group_bundle_index=0)
+    task = ray.remote(made).options(num_cpus=0, max_retries=0, scheduling_strategy=here)
+    try:
+        return await task.remote(config)
+    except RayTaskError as error:
+        if isinstance(error.cause, RankforgeError):
+            raise error.cause from None
+        raise
+
+
+def _placed_s() -> float:
+    """How long Ray looked for room, new nodes included."""
+    table = placement_group_table(ray.util.get_current_placement_group())
+    return float(table["stats"]["end_to_end_creation_latency_ms"]) / 1e3
+
+
+def _application(config: ServiceConfig) -> ASGIApp:
+    """In the replica's process."""
+
+    @asynccontextmanager
+    async def opening() -> AsyncIterator[ServeCatalogue]:
+        cluster = Cluster(applications=_applications, replicas=_Replicas)
+        async with watched(config.limits, cluster, ray.util.get_node_ip_address()) as catalogue:
+            yield catalogue
+
+    return _Nameless(create_app(opening, config.limits, access=config.access))
+
+
+class _Nameless:
+    """Serve says in every answer whose it is, by the name that our application got from it."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def nameless(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                del MutableHeaders(scope=message)["x-request-id"]
+            await send(message)
+
+        await self._app(scope, receive, nameless)
+
+
+def _applications() -> dict[str, ApplicationStatusOverview]:
+    return {model_name(name): status for name, status in serve.status().applications.items()}
+
+
+class _Replicas:
+    """Those of one model, as Serve chooses among them."""
+
+    def __init__(self, name: str) -> None:
+        self._handle = serve.get_deployment_handle(MODEL, application_name(name))
+
+    @property
+    def attend(self) -> Attend:
+        return self._attend
+
+    async def card(self) -> Card:
+        return await self._handle.card.remote()
+
+    def _attend(self, request: bytes, door: Door) -> Call:
+        return self._handle.attend.remote(request, door)

@@ -1,0 +1,118 @@
+"""A service that changes while it runs: new models, new settings, no replicas and some again."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from ray import serve
+
+from builders.errors import UserError
+from cluster.catalogue import MODEL
+from cluster.deployed import deployed
+from cluster.replica import Card
+from tests.cluster.run_engines import LIMITS, Made, make
+from tests.cluster.serve_case import change, free_port, is_ready, replicas, service, serving, wait_for
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    return make(tmp_path_factory.mktemp("changes"))
+
+
+@pytest.fixture(scope="module")
+def engine(made: Made) -> str:
+    return str(made.engine("engine"))
+
+
+def answer(url: str, model: str, **fields: Any) -> httpx.Response:
+    body = {"model": model, "prompt": "the quick", "max_tokens": 4, **fields}
+    return httpx.post(f"{url}/v1/completions", json=body, timeout=100)
+
+
+def card(model: str) -> Card:
+    found: Card = serve.get_deployment_handle(MODEL, model).card.remote().result(timeout_s=60)
+    return found
+
+
+@contextmanager
+def asking(url: str, model: str, answers: list[httpx.Response]) -> Iterator[None]:
+    """Request after request, from three threads."""
+    over = threading.Event()
+
+    def ask() -> None:
+        while not over.is_set():
+            answers.append(answer(url, model, max_tokens=24))
+
+    threads = [threading.Thread(target=ask) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
+
+
+def test_one_model_changes_and_the_other_does_not_notice(local_ray: None, engine: str) -> None:
+    one: Mapping[str, Any] = {"model": engine, "num_blocks": 32}
+    with serving({"one": one, "other": {"model": engine, "num_blocks": 32}}) as found:
+        before = replicas("one"), replicas("other")
+        change(found, {"one": one, "other": {"model": engine, "num_blocks": 48}})
+        wait_for(lambda: replicas("other") not in ([], before[1]) and is_ready(found))
+        assert replicas("one") == before[0]
+        change(found, {"one": one})
+        wait_for(lambda: answer(found.url, "other").status_code == 404)  # and no request waits for ever
+        assert answer(found.url, "one").status_code == 200 and replicas("one") == before[0]
+
+
+def test_two_replicas_are_renewed_without_a_failed_request(local_ray: None, engine: str) -> None:
+    pair: Mapping[str, Any] = {"least": 2, "most": 2}
+    answers: list[httpx.Response] = []
+    with serving({"pair": {"model": engine, "num_blocks": 32, "replicas": pair}}) as found:
+        before = replicas("pair")
+        assert len(before) == 2
+        with asking(found.url, "pair", answers):
+            change(found, {"pair": {"model": engine, "num_blocks": 48, "replicas": pair}})
+            wait_for(lambda: len(replicas("pair")) == 2 and not {*before} & {*replicas("pair")})
+    assert len(answers) > 3 and {one.status_code for one in answers} == {200}, [
+        one.text for one in answers if one.status_code != 200
+    ]
+
+
+def test_to_no_replica_and_back(local_ray: None, engine: str) -> None:
+    rare: Mapping[str, Any] = {"least": 0, "most": 1, "downscale_delay_s": 2.0}
+    never = {**rare, "at_start": 0}
+    args = {"model": engine, "num_blocks": 32}
+    with serving({"rare": {**args, "replicas": rare}, "never": {**args, "replicas": never}}) as found:
+        wait_for(lambda: not replicas("rare"))
+        assert is_ready(found) and not replicas("never")
+        assert [one["id"] for one in httpx.get(f"{found.url}/v1/models").json()["data"]] == ["rare"]
+        for model in ("rare", "never"):
+            assert answer(found.url, model).json()["usage"]["completion_tokens"] == 4
+
+
+def test_a_model_is_converted_and_built_before_it_is_served(
+    local_ray: None, made: Made, tmp_path: Path
+) -> None:
+    build = {**LIMITS, "tp_size": 2, "no_compile": True, "tokens_per_block": 8, "dtype": "float32"}
+    args = {"model": str(made.folder / "model"), "build": build, "engines_dir": str(tmp_path)}
+    with serving({"org--fresh": args}) as found:
+        assert [*card("org--fresh").seconds] == ["placed", "converted", "built", "loaded", "first token"]
+        assert answer(found.url, "org/fresh").status_code == 200
+
+
+def test_what_cannot_be_made_is_said_in_a_line(local_ray: None, tmp_path: Path, made: Made) -> None:
+    args = {"model": str(made.folder / "model"), "build": {"tp_size": 5}, "engines_dir": str(tmp_path)}
+    wanted = service(free_port(), {"odd": args})
+    with pytest.raises(UserError, match=r"^odd: --tp_size=5: [^\n]+$"), deployed(wanted, 5.0, sys.stderr):
+        pass

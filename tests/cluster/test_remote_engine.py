@@ -1,0 +1,292 @@
+"""An engine behind the wire: replica and ingress in one event loop, real sockets between, and no Ray."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import zmq
+from ray.exceptions import ActorDiedError
+from ray.serve.exceptions import BackPressureError
+
+from actors.messages import Begun, Request, Tokens, decode
+from actors.sampling_params import SamplingParams
+from builders.errors import BusyError, UserError, WorkerError
+from cluster.engine_client import EngineLoad
+from cluster.local_engine import LocalEngine
+from cluster.remote_engine import RemoteEngine
+from cluster.replica import Card, Replica
+from cluster.wire import Door, NewsPort
+from tests.cluster.fake_engine import FACTS
+from tests.cluster.test_local_engine import Source
+
+HOST = "127.0.0.1"
+
+
+@dataclass
+class Case:
+    """Both ends."""
+
+    source: Source
+    replica: Replica
+    port: NewsPort
+    remote: RemoteEngine
+    calls: list[asyncio.Task[None]]
+    ways: list[Callable[[bytes, Door], Coroutine[Any, Any, None]]]
+    """What the next calls do, the last first; others reach the replica."""
+
+    def attend(self, request: bytes, door: Door) -> OneCall:
+        way = self.ways.pop() if self.ways else self.replica.attend
+        work = way(request, door)
+        self.calls.append(asyncio.get_running_loop().create_task(work))
+        return OneCall(self.calls[-1])
+
+
+@dataclass(frozen=True)
+class OneCall:
+    """As Serve gives it."""
+
+    task: asyncio.Task[None]
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        return self.task.__await__()
+
+    def cancel(self) -> None:
+        self.task.cancel()
+
+
+async def _raising(error: BaseException) -> None:
+    raise error
+
+
+@asynccontextmanager
+async def case(source: Source | None = None) -> AsyncIterator[Case]:
+    source = source or Source()
+    card = Card(facts=FACTS, files={}, chat_template=None, seconds={})
+    replica, port = Replica(LocalEngine(source, FACTS, max_waiting=4), card), NewsPort(HOST)
+    found = Case(source, replica, port, None, [], [])  # type: ignore[arg-type]
+    found.remote = RemoteEngine(FACTS, found.attend, port)
+    try:
+        yield found
+    finally:
+        source.max_steps.release(10**6)
+        await found.remote.close()
+        await replica.close()
+        port.close()
+
+
+def request(name: str = "a", **params: Any) -> Request:
+    return Request(name, (1, 2), SamplingParams(**{"max_tokens": 3, **params}))
+
+
+async def read(stream: AsyncIterator[Any]) -> list[Tokens]:
+    return [news async for batch in stream for news in batch]
+
+
+async def until(what: Any) -> None:
+    async with asyncio.timeout(20):
+        while not what():
+            await asyncio.sleep(0.005)
+
+
+def test_news_come_in_order_and_the_call_ends() -> None:
+    async def main() -> None:
+        async with case() as it:
+            news = await read(it.remote.submit(request(n=2)))
+            for index in (0, 1):
+                assert [one.tokens for one in news if one.index == index] == [(2,), (1,), (0,)]
+            await until(lambda: it.calls[0].done())
+            assert it.remote.load() == EngineLoad() == it.replica.engine.load()
+
+    asyncio.run(main())
+
+
+def test_many_requests_at_once() -> None:
+    async def main() -> None:
+        async with case() as it:
+            streams = [it.remote.submit(request(str(number), max_tokens=50)) for number in range(4)]
+            for stream in streams:
+                assert len(await read(stream)) == 50
+
+    asyncio.run(main())
+
+
+def test_load_counts_who_waits_and_who_has_tokens() -> None:
+    async def main() -> None:
+        async with case() as it:
+            it.source.max_steps = threading.Semaphore(0)
+            stream = it.remote.submit(request())
+            assert it.remote.load() == EngineLoad(waiting=1)
+            it.source.max_steps.release()
+            await anext(stream)
+            assert it.remote.load() == EngineLoad(running=1)
+            it.remote.cancel("a")
+            assert it.remote.load() == EngineLoad()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("index", [None, 1])
+def test_a_cancellation_reaches_the_engine(index: int | None) -> None:
+    async def main() -> None:
+        async with case() as it:
+            stream = it.remote.submit(request(n=2, max_tokens=10**9))
+            await anext(stream)
+            it.remote.cancel("a", index)
+            await until(lambda: ("a", 1) not in it.source.texts)
+            assert (("a", 0) in it.source.texts) == (index is not None)
+            it.remote.cancel("a")
+            await until(lambda: it.calls[0].done() and not it.source.texts)
+
+    asyncio.run(main())
+
+
+def test_a_request_that_no_replica_has_yet_is_cancelled_at_serve() -> None:
+    async def main() -> None:
+        async with case() as it:
+            it.remote.submit(request())
+            it.remote.cancel("a")
+            await until(lambda: it.calls[0].cancelled())
+            assert it.remote.load() == EngineLoad() and not it.source.texts
+
+    asyncio.run(main())
+
+
+def test_what_a_replica_takes_after_it_was_cancelled_is_dropped() -> None:
+    async def main() -> None:
+        async with case() as it:
+            it.remote.submit(request(max_tokens=10**9))
+            it.port.forget("a")  # as where the cancellation of the call is lost
+            await until(lambda: it.calls[0].done() and not it.source.texts)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("wish", "kind", "message"),
+    [
+        (Request("a", (), SamplingParams()), UserError, "prompt of 0 tokens"),
+        (request(), BusyError, "wait already"),
+    ],
+)
+def test_refusals_are_raised_here(wish: Request, kind: type[Exception], message: str) -> None:
+    async def main() -> None:
+        async with case() as it:
+            if kind is BusyError:
+                it.source.max_steps = threading.Semaphore(0)
+                others = [it.remote.submit(request(f"other{number}")) for number in range(4)]
+                await until(lambda: it.replica.engine.load().waiting == 4)
+            with pytest.raises(kind, match=message):
+                await read(it.remote.submit(wish))
+            it.source.max_steps.release(10**6)
+            for other in others if kind is BusyError else ():
+                await read(other)
+
+    asyncio.run(main())
+
+
+def test_an_engine_that_fails_says_why() -> None:
+    async def main() -> None:
+        async with case(Source(error=WorkerError("rank 1 died"))) as it:
+            with pytest.raises(WorkerError, match="fake: the engine failed: rank 1 died"):
+                await read(it.remote.submit(request()))
+            with pytest.raises(WorkerError, match="rank 1 died"):
+                it.replica.check()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "message"),
+    [
+        (ActorDiedError(), WorkerError, "its replicas die: ActorDiedError"),
+        (BackPressureError(num_queued_requests=3, max_queued_requests=2), BusyError, "max_queued_requests"),
+    ],
+)
+def test_what_serve_raises(error: BaseException, kind: type[Exception], message: str) -> None:
+    async def main() -> None:
+        async with case() as it:
+            it.ways += [lambda _request, _door: _raising(error)] * 9
+            with pytest.raises(kind, match=message):
+                await read(it.remote.submit(request()))
+            assert it.remote.load() == EngineLoad()
+
+    asyncio.run(main())
+
+
+def test_another_replica_goes_on_where_one_died() -> None:
+    """It is told what there is of a text; and the dead one is not heard any more."""
+
+    async def main() -> None:
+        async with case() as it:
+            it.source.max_steps = threading.Semaphore(2)
+            heard: list[Tokens] = []
+            sent: list[Request] = []
+
+            async def dies(data: bytes, door: Door) -> None:
+                attending = asyncio.ensure_future(it.replica.attend(data, door))
+                await until(lambda: len(heard) == 2)
+                attending.cancel()
+                raise ActorDiedError()
+
+            async def lives(data: bytes, door: Door) -> None:
+                sent.append(decode(Request, data))
+                it.source.max_steps.release(10**6)
+                await it.replica.attend(data, door)
+
+            it.ways += [lives, dies]
+            async for batch in it.remote.submit(request(max_tokens=5)):
+                heard += batch
+            assert [one.tokens for one in heard] == [(4,), (3,), (4,), (3,), (2,), (1,), (0,)]
+            assert {one.request for one in heard} == {"a"}
+            (again,) = sent
+            assert (again.id, again.begun) == ("a~1", Begun(((4, 3),)))
+            assert again.params.seed is not None
+            await until(lambda: it.remote.load() == EngineLoad() == it.replica.engine.load())
+
+    asyncio.run(main())
+
+
+def test_an_ingress_that_is_gone_frees_the_engine() -> None:
+    async def main() -> None:
+        async with case() as it:
+            stream = it.remote.submit(request(max_tokens=10**9))
+            await anext(stream)
+            it.port.close()
+            await until(lambda: not it.source.texts)
+
+    asyncio.run(main())
+
+
+def test_a_model_that_is_taken_away_ends_who_waits_and_nobody_else() -> None:
+    async def main() -> None:
+        async with case() as it:
+            running = it.remote.submit(request("running"))
+            await anext(running)
+            waiting = it.remote.submit(request("waiting"))
+            it.remote.leave()
+            with pytest.raises(WorkerError, match="is not served any more"):
+                await read(waiting)
+            with pytest.raises(WorkerError, match="is not served any more"):
+                it.remote.submit(request("late"))
+            await read(running)
+
+    asyncio.run(main())
+
+
+def test_who_does_not_know_the_secret_is_not_heard() -> None:
+    async def main() -> None:
+        async with case() as it:
+            with zmq.Context() as context, context.socket(zmq.DEALER) as stranger:
+                stranger.setsockopt(zmq.LINGER, 0)
+                stranger.connect(it.port.door.url)
+                stranger.send(b"\x93\x91\xa1a\x90\x90")
+                stranger.send(b"nonsense")
+                assert len(await read(it.remote.submit(request()))) == 3
+
+    asyncio.run(main())

@@ -1,0 +1,118 @@
+"""`rankforge serve` and `serve deploy`, as users start them."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+import yaml
+
+from tests.cluster.own_ray import PLAIN, ROOT, own_ray
+from tests.cluster.run_engines import Made, make
+from tests.cluster.serve_case import free_port
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    return make(tmp_path_factory.mktemp("serve"))
+
+
+@contextmanager
+def rankforge_serve(*args: object) -> Iterator[tuple[subprocess.Popen[str], list[str]]]:
+    """A process, and what it has said; it is ready."""
+    command = [sys.executable, "-m", "cluster", "serve", *map(str, args)]
+    with subprocess.Popen(
+        command, cwd=ROOT, env=PLAIN, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout and process.stderr
+        notes: list[str] = []
+        reading = threading.Thread(target=lambda: notes.extend(process.stderr or ()))
+        reading.start()
+        lines = []
+        while not (lines and lines[-1].startswith("curl")):
+            line = process.stdout.readline()
+            assert line, "".join(notes)
+            lines.append(line)
+        try:
+            yield process, lines
+        finally:
+            process.terminate()
+            reading.join(100)
+
+
+def test_serve_answers_until_it_is_stopped_and_leaves_nothing_behind(made: Made) -> None:
+    port = free_port()
+    with rankforge_serve(made.engine("tp2", tp_size=2), "--port", port, "--name", "org/tiny") as (
+        process,
+        said,
+    ):
+        assert f"serving org/tiny at http://127.0.0.1:{port}/v1\n" in said
+        url, body = said[-1].split()[1], json.loads(said[-1].split("-d ")[1].strip().strip("'"))
+        assert httpx.post(url, json=body).json()["usage"]["completion_tokens"] > 0
+        family = psutil.Process(process.pid).children(recursive=True)
+        assert len(family) > 3
+        streamed: list[str] = []
+        wish = {**body, "max_tokens": 50, "stream": True, "ignore_eos": True}
+        with httpx.stream("POST", url, json=wish, timeout=60) as answer:
+            lines = answer.iter_lines()
+            streamed.append(next(lines))
+            process.send_signal(signal.SIGTERM)
+            streamed += lines
+        assert "data: [DONE]" in streamed
+        assert process.wait(60) == 128 + signal.SIGTERM
+    assert not psutil.wait_procs(family, timeout=20)[1]
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"http://127.0.0.1:{port}/health")
+
+
+def test_serve_deploy_takes_the_same_file(made: Made, tmp_path: Path) -> None:
+    """And what is changed in it is done without the command."""
+    file, port, engine = tmp_path / "serve.yaml", free_port(), str(made.engine("one"))
+    config: dict[str, Any] = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
+    env = config["controller_options"]["runtime_env"]["env_vars"]
+    env |= {"RAY_SERVE_HAPROXY_STATS_PORT": str(free_port())}
+    config["http_options"]["port"] = port
+    api, model = config["applications"][:2]
+    api["args"] |= {"replicas": 1, "cpus": 0}
+    model |= {"name": "one", "args": {"model": engine, "num_blocks": 32}}
+    config["applications"] = [api, model]
+    with own_ray(mode="disabled", dashboard=True) as ray:
+        deploy(ray, file, config)
+        assert wait_for_answer(port, "one", 100)["usage"]["completion_tokens"] == 4
+        config["applications"].append(model | {"name": "two"})
+        deploy(ray, file, config)
+        assert wait_for_answer(port, "two", 100)["usage"]["completion_tokens"] == 4
+
+
+def deploy(ray: Any, file: Path, config: dict[str, Any]) -> None:
+    file.write_text(yaml.safe_dump(config))
+    done = ray.run("-m", "ray.serve.scripts", "deploy", file, "--address", ray.dashboard)
+    assert done.returncode == 0, done.stderr
+
+
+def wait_for_answer(port: int, model: str, timeout_s: float) -> dict[str, Any]:
+    deadline, body = time.monotonic() + timeout_s, {"model": model, "prompt": "the", "max_tokens": 4}
+    while True:
+        try:
+            answer = httpx.post(f"http://127.0.0.1:{port}/v1/completions", json=body, timeout=60)
+            if answer.status_code == 200:
+                found: dict[str, Any] = answer.json()
+                return found
+            said = answer.text
+        except httpx.TransportError as error:
+            said = str(error)
+        assert time.monotonic() < deadline, said
+        time.sleep(0.5)

@@ -1,0 +1,148 @@
+"""What `rankforge serve` makes of its options and files, and what it refuses in one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from builders.errors import LayoutError, UserError
+from cluster.placement import Needs, Node
+from cluster.serve_config import ModelConfig, application_name, model_config, model_name, service_config
+from cluster.serve_options import ServeOptions
+from cluster.serve_plan import Service, planned
+from tests.cluster.own_ray import ROOT
+from tests.cluster.run_engines import Made, make
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    return make(tmp_path_factory.mktemp("plan"))
+
+
+def of(service: Service) -> tuple[str, ModelConfig]:
+    ((name, config),) = service.models.items()
+    return name, config
+
+
+def test_an_engine_is_served_under_its_folders_name(made: Made) -> None:
+    service = planned(ServeOptions(model=str(made.engine("tp2", tp_size=2))))
+    name, config = of(service)
+    assert (name, config.build, service.url) == ("tp2", {}, "http://127.0.0.1:8000")
+    ((_, wanted, most),) = service.wanted
+    assert (wanted.tp_size, wanted.on_gpu, wanted.holder_cpus, most) == (2, False, 0, 1)
+    assert wanted.rank_bytes > 0 and service.cpus == 3
+
+
+def test_options_of_a_build_are_those_that_were_given(made: Made) -> None:
+    options = ServeOptions(
+        model=str(made.folder / "model"), tp_size=2, max_batch_size=8, given=frozenset({"tp_size", "model"})
+    )
+    name, config = of(planned(options))
+    assert (name, config.build) == ("model", {"tp_size": 2})
+    assert config.options(model_dir=config.model).given == {"tp_size"}
+
+
+def test_a_folder_for_every_wish(made: Made) -> None:
+    def folder(**build: Any) -> Path:
+        return ModelConfig(model="org/name", build=build, engines_dir="/engines").made_dir
+
+    assert folder(tp_size=2) == folder(tp_size=2) != folder(tp_size=4)
+    assert folder().parent == Path("/engines") and folder().name.startswith("org-name-")
+
+
+def test_a_gpu_models_replica_is_a_process_beside_its_ranks() -> None:
+    config = model_config({"model": "org/name", "build": {"tp_size": 2, "target": "sm90", "pp_size": 2}})
+    ((_, wanted, _),) = Service(
+        schema={"http_options": {"host": "x", "port": 1}}, models={"a": config}, is_file=True
+    ).wanted
+    assert wanted == Needs(tp_size=2, pp_size=2, on_gpu=True, holder_cpus=1)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "org/name", "a-b/c.d"])
+def test_names_of_applications(name: str) -> None:
+    assert model_name(application_name(name)) == name and "/" not in application_name(name)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ({}, "missing fields \\['model'\\]"),
+        ({"model": " "}, "model='': is empty"),
+        ({"model": "x", "tp_size": 2}, "unknown fields \\['tp_size'\\]"),
+        ({"model": "x", "build": {"tp": 2}}, "build: unknown options \\['tp'\\]; there are .*tp_size"),
+        ({"model": "x", "build": {"tp_size": "2"}}, "BuildOptions.tp_size='2': must be of type int"),
+        ({"model": "x", "replicas": {"least": 2, "most": 1}}, "least=2 most=1"),
+        ({"model": "x", "replicas": {"least": 1, "most": 2, "at_start": 3}}, "at_start=3: must be between"),
+        ({"model": "x", "replicas": {"target_ongoing": 0}}, "target_ongoing=0: must be more than 0"),
+        ({"model": "x", "max_ongoing": 0}, "max_ongoing=0: must be at least 1"),
+        ({"model": "x", "cpus_per_rank": 0}, "cpus_per_rank=0: must be more than 0"),
+        ({"model": "x", "num_blocks": 0}, "num_blocks=0: must be at least 1"),
+    ],
+)
+def test_what_a_model_cannot_be_told(args: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message) as refusal:
+        model_config(args)
+    assert "\n" not in str(refusal.value)
+
+
+def test_what_the_service_cannot_be_told() -> None:
+    with pytest.raises(UserError, match="max_streams=0: must be more than 0"):
+        service_config({"limits": {"max_streams": 0}})
+    with pytest.raises(UserError, match="replicas=0: must be at least 1"):
+        service_config({"replicas": 0})
+
+
+def test_the_file_that_comes_with_the_project() -> None:
+    file = ROOT / "serve_config.yaml"
+    models = {app["name"]: app["args"] for app in yaml.safe_load(file.read_text())["applications"][1:]}
+    service = planned(ServeOptions(model=str(file), port=8123, given=frozenset({"model", "port"})))
+    assert service.is_file and service.api == "api" and service.url == "http://127.0.0.1:8123"
+    assert service.models == {name: model_config(args) for name, args in models.items()}
+
+
+@pytest.mark.parametrize(
+    ("text", "given", "message"),
+    [
+        ("[]", set(), "not a Serve configuration"),
+        ("{}", set(), "has no applications"),
+        ("applications: [{name: a, import_path: other:app}]", set(), "there is no model to serve"),
+        (
+            "applications: [{name: a, import_path: 'cluster.serving:model', args: {model: x, y: 1}}]",
+            set(),
+            r"serve.yaml: a: ModelConfig: unknown fields \['y'\]",
+        ),
+        ("applications: []", {"tp_size"}, "--tp_size: .* says what is served"),
+        ("a: [", set(), "is no YAML"),
+    ],
+)
+def test_files_that_are_refused(tmp_path: Path, text: str, given: set[str], message: str) -> None:
+    file = tmp_path / "serve.yaml"
+    file.write_text(text)
+    with pytest.raises(UserError, match=message) as refusal:
+        planned(ServeOptions(model=str(file), given=frozenset({"model", *given})))
+    assert "\n" not in str(refusal.value)
+
+
+def test_other_refusals(made: Made, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"absent\.yaml: cannot be read"):
+        planned(ServeOptions(model=str(tmp_path / "absent.yaml")))
+    with pytest.raises(UserError, match="--name=api: is the service's own"):
+        planned(ServeOptions(model=str(made.folder / "model"), name="api"))
+    with pytest.raises(UserError, match=r"--chat_template=.*cannot be read"):
+        planned(ServeOptions(model=str(made.folder / "model"), chat_template=tmp_path / "absent"))
+
+
+def test_no_node_is_large_enough(made: Made) -> None:
+    service = planned(ServeOptions(model=str(made.engine("tp2", tp_size=2))))
+    with pytest.raises(LayoutError, match=r"^tp2: tp_size=2 pp_size=1: a stage needs 2 CPU on one node"):
+        service.check([Node(name="a", free={"CPU": 1, "memory": 1e12})])
+    service.check([Node(name="a", free={"CPU": 2, "memory": 1e12})])
+
+
+def test_an_engine_takes_no_options_of_a_build(made: Made) -> None:
+    options = ServeOptions(model=str(made.engine("one")), tp_size=2, given=frozenset({"tp_size"}))
+    with pytest.raises(UserError, match=r"build: tp_size: .* is an engine already"):
+        _ = planned(options).wanted
