@@ -79,8 +79,8 @@ class Driver:
             time.sleep(0.02)
         return record
 
-    def ends(self, code: int) -> str:
-        out, err = self.process.communicate(timeout=LIMIT_S)
+    def ends(self, code: int, limit_s: float = LIMIT_S) -> str:
+        out, err = self.process.communicate(timeout=limit_s)
         assert self.process.returncode == code, err
         return out + err
 
