@@ -41,10 +41,14 @@ def local_ray() -> Iterator[None]:
     import ray
     from ray.cluster_utils import Cluster
 
+    from tests.actors.on_ray.clusters import sockets_left_behind
+
     node = {"num_cpus": 8, "object_store_memory": 80 << 20}
-    cluster = Cluster(initialize_head=True, head_node_args=node | {"include_dashboard": False})
-    cluster.add_node(**node)
-    ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
+    with sockets_left_behind():
+        cluster = Cluster(initialize_head=True, head_node_args=node | {"include_dashboard": False})
+        cluster.add_node(**node)
+        ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
     yield
-    ray.shutdown()
-    cluster.shutdown()
+    with sockets_left_behind():
+        ray.shutdown()
+        cluster.shutdown()
