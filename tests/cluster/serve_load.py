@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -118,3 +119,16 @@ def unready(service: Service) -> str:
 
     wait_for(looked, MINUTES)
     return said[0]
+
+
+def damage(file: Path) -> bytes:
+    """A copy without its last byte takes its place: who has mapped it keeps what it had."""
+    whole = file.read_bytes()
+    put(file, whole[:-1])
+    return whole
+
+
+def put(file: Path, data: bytes) -> None:
+    draft = file.with_suffix(".draft")
+    draft.write_bytes(data)
+    draft.rename(file)
