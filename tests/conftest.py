@@ -36,8 +36,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 @pytest.fixture(scope="session")
-def local_ray() -> Iterator[None]:
-    """Two nodes, both on this machine: few logical CPUs, small object stores, no dashboard."""
+def local_ray() -> Iterator[Any]:
+    """A `Cluster` of two nodes, both on this machine: few logical CPUs, small object stores, no dashboard."""
     import ray
     from ray.cluster_utils import Cluster
 
@@ -48,7 +48,7 @@ def local_ray() -> Iterator[None]:
         cluster = Cluster(initialize_head=True, head_node_args=node | {"include_dashboard": False})
         cluster.add_node(**node)
         ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
-    yield
+    yield cluster
     with sockets_left_behind():
         ray.shutdown()
         cluster.shutdown()
