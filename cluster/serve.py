@@ -18,6 +18,7 @@ from typing import TextIO
 import ray
 
 from builders.errors import UserError
+from cluster.api_keys import read_keys
 from cluster.deployed import deployed
 from cluster.placement import Node
 from cluster.ray_cluster import join, silence, warn_of_open_door
@@ -54,6 +55,8 @@ def _cluster(address: str | None, service: Service, notes: TextIO) -> Iterator[P
         yield None
         return
     _check_free(service)
+    for file in service.keys_files:
+        read_keys(file)
     cpus = max(os.cpu_count() or 1, math.ceil(service.cpus))
     with _signals_kept():
         ray.init(
@@ -106,7 +109,8 @@ def _check_free(service: Service) -> None:
 def _greeting(service: Service) -> str:
     names = [model_name(application) for application in service.models]
     body = {"model": names[0], "prompt": "Hello", "max_tokens": 16}
+    key = " -H 'authorization: Bearer KEY'" if service.keys_files else ""
     return (
         f"serving {', '.join(names)} at {service.url}/v1\n"
-        f"curl {service.url}/v1/completions -H 'content-type: application/json' -d '{json.dumps(body)}'"
+        f"curl {service.url}/v1/completions{key} -H 'content-type: application/json' -d '{json.dumps(body)}'"
     )

@@ -16,7 +16,13 @@ from cluster.build_options import BuildOptions
 from cluster.engine_maker import needs
 from cluster.options import declared
 from cluster.placement import CPU, Needs, Node, bundles_of, plan
-from cluster.serve_config import ModelConfig, application_name, model_config, service_config
+from cluster.serve_config import (
+    ModelConfig,
+    ServiceConfig,
+    application_name,
+    model_config,
+    service_config,
+)
 from cluster.serve_file import API_PATH, MODEL_PATH, check_file
 from cluster.serve_options import ServeOptions
 
@@ -52,10 +58,18 @@ class Service:
     @property
     def cpus(self) -> float:
         """Of the service and of all replicas, as Ray counts them."""
-        apis = [app for app in self.schema["applications"] if app["import_path"] == API_PATH]
-        configs = [service_config(app.get("args", {})) for app in apis]
-        own = sum(config.cpus * config.replicas for config in configs)
+        own = sum(config.cpus * config.replicas for config in self._apis)
         return own + sum(most * bundles_of(wanted).total(CPU) for _, wanted, most in self.wanted)
+
+    @property
+    def keys_files(self) -> list[Path]:
+        """Where callers need a key."""
+        return [config.access.keys_file for config in self._apis if config.access.keys_file]
+
+    @property
+    def _apis(self) -> list[ServiceConfig]:
+        found = [app for app in self.schema["applications"] if app["import_path"] == API_PATH]
+        return [service_config(app.get("args", {})) for app in found]
 
     def check(self, nodes: Sequence[Node]) -> None:
         """Refuse what these nodes could never hold."""
