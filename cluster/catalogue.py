@@ -218,7 +218,7 @@ def _with_words(engine: RemoteEngine, card: Card, config: ApiConfig) -> ServedMo
         tokenizer = open_tokenizer(Path(folder), None)
     if tokenizer is None:
         raise UserError(f"{card.facts.name}: has no tokenizer, and serves texts; name one with tokenizer_dir")
-    return served(engine, tokenizer, config, chat_template=card.chat_template)
+    return served(engine, tokenizer, config, chat_template=card.chat_template, tool_format=card.tool_format)
 
 
 @asynccontextmanager

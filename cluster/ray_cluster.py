@@ -54,15 +54,22 @@ def connect(address: str, *, named: str = "--address") -> None:
         if not ray.is_initialized():
             alone: dict[str, Any] = {"include_dashboard": False} if address == LOCAL else {}
             ray.init(address=address, log_to_driver=False, **alone)
-        # Or Ray prints of every worker that is killed, in the midst of results; its debugger does the same.
-        ray._private.worker._worker_logs_enabled = False
-        # The first error ends a job and is said in one line; Ray would print those of all other workers too.
-        ray._private.worker._unhandled_error_handler = lambda e: None
+        silence()
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise _refused(address, named, " ".join(str(error).split())) from error
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, heard)  # Ray has put one of its own in its place
+
+
+def silence() -> None:
+    """Ray prints nothing more in the midst of results."""
+    import ray
+
+    # Of every worker that is killed; its debugger does the same.
+    ray._private.worker._worker_logs_enabled = False
+    # The first error ends a job and is said in one line; Ray would print those of all other workers too.
+    ray._private.worker._unhandled_error_handler = lambda e: None
 
 
 def warn_of_open_door(notes: TextIO) -> None:

@@ -18,6 +18,7 @@ from cluster.engine_client import ModelFacts, facts_of
 from cluster.local_engine import LocalEngine
 from cluster.recovery import RecoveringEngine, RecoveringSource
 from cluster.serve_config import ModelConfig
+from cluster.tool_formats import ToolFormatName
 from cluster.wire import Door, Dropped, NewsLine, Report
 
 _LOG = logging.getLogger("ray.serve")
@@ -34,6 +35,7 @@ class Card:
     files: Mapping[str, bytes]
     """Of the engine's folder: its config.json, and its tokenizer's."""
     chat_template: str | None
+    tool_format: ToolFormatName | None
     seconds: Mapping[str, float]
     """The replica's start, by phase."""
 
@@ -131,6 +133,7 @@ async def open_replica(
         facts=engine.facts,
         files={"config.json": (engine_dir / "config.json").read_bytes(), **_files(tokenizer)},
         chat_template=config.chat_template,
+        tool_format=config.tool_format,
         seconds=spent,
     )
     return Replica(engine, card)

@@ -7,13 +7,16 @@ API is another one, and finds the models that there are by itself.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 from typing import Any, cast
 
 import ray
 from ray import serve
 from ray.exceptions import RayError, RayTaskError
+from ray.serve._private.logging_utils import get_serve_logs_dir
 from ray.serve.exceptions import RayServeException
 from ray.serve.schema import ApplicationStatusOverview
 from ray.util.placement_group import placement_group_table
@@ -31,6 +34,7 @@ from cluster.engine_maker import Made, made, needs
 from cluster.placement import Needs, Plan, bundles_of
 from cluster.remote_engine import Attend, Call
 from cluster.replica import Card, Replica, open_replica
+from cluster.request_log import log_requests_to
 from cluster.serve_config import (
     ModelConfig,
     ServiceConfig,
@@ -203,6 +207,7 @@ def _placed_s() -> float:
 
 def _application(config: ServiceConfig) -> ASGIApp:
     """In the replica's process."""
+    log_requests_to(Path(get_serve_logs_dir()) / f"requests_{os.getpid()}.jsonl")
 
     @asynccontextmanager
     async def opening() -> AsyncIterator[ServeCatalogue]:

@@ -67,7 +67,7 @@ async def _raising(error: BaseException) -> None:
 @asynccontextmanager
 async def case(source: Source | None = None) -> AsyncIterator[Case]:
     source = source or Source()
-    card = Card(facts=FACTS, files={}, chat_template=None, seconds={})
+    card = Card(facts=FACTS, files={}, chat_template=None, tool_format=None, seconds={})
     replica, port = Replica(LocalEngine(source, FACTS, max_waiting=4), card), NewsPort(HOST)
     found = Case(source, replica, port, None, [], [])  # type: ignore[arg-type]
     found.remote = RemoteEngine(FACTS, found.attend, port)
