@@ -21,8 +21,10 @@ def from_json(cls: type[T], data: object) -> T:
     fields = {field.name: field for field in dataclasses.fields(typing.cast(Any, cls))}
     unknown = sorted(map(str, data.keys() - fields.keys()))
     missing = sorted(name for name, field in fields.items() if name not in data and _is_required(field))
-    if unknown or missing:
-        raise ConfigError(f"{cls.__name__}: unknown fields {unknown}, missing fields {missing}")
+    if unknown:
+        raise ConfigError(f"{cls.__name__}: unknown fields {unknown}; there are {', '.join(sorted(fields))}")
+    if missing:
+        raise ConfigError(f"{cls.__name__}: missing fields {missing}")
     hints = typing.get_type_hints(cls)
     return cls(**{name: _value(f"{cls.__name__}.{name}", hints[name], data[name]) for name in data})
 

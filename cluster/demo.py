@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -13,7 +14,6 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from actors.open_generator import GeneratorOptions
 from builders.errors import UserError
 from cluster.build import build
 from cluster.build_options import BuildOptions
@@ -23,6 +23,7 @@ from cluster.demo_options import MODEL_DIR, DemoOptions
 from cluster.inspect import inspect, show
 from cluster.inspect_engine import inspect_engine, show_engine
 from cluster.progress import stderr_reporter
+from cluster.serve_options import ServeOptions
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -41,6 +42,8 @@ QUESTIONS = (
 )
 _BATCH, _LONGEST, _BLOCK = 8, 512, 16
 """Texts at once, tokens of each, tokens of a block: what the engine is built for."""
+_DRAIN_S = 3.0
+"""What a conversation under way is given at the end."""
 
 
 def demo(options: DemoOptions, console: Console) -> None:
@@ -52,7 +55,7 @@ def demo(options: DemoOptions, console: Console) -> None:
         console.rule("2. rankforge build")
         engine = _build(folder / "shards", folder / "engine")
         show_engine(inspect_engine(engine, verify=True), console)
-        console.rule("3. the engine behind OpenAI's API")
+        console.rule(f"3. rankforge serve --name {NAME}")
         address = stack.enter_context(_served(engine, options.port))
         console.rule("4. a conversation, as the public openai client streams it")
         talk(address, console)
@@ -91,30 +94,13 @@ def _build(shards: Path, engine: Path) -> Path:
 
 @contextmanager
 def _served(engine: Path, port: int) -> Iterator[str]:
-    """The address at which it is served, from when it takes requests on; its end is the server's."""
-    import uvicorn
+    """The address at which it is served, from when it takes requests on; its end is the service's."""
+    from cluster.deployed import free_port
+    from cluster.serve import served
 
-    from cluster.local_app import local_app
-
-    generator = GeneratorOptions(num_blocks=_BATCH * _LONGEST // _BLOCK)
-    app = local_app(engine, name=NAME, generator=generator)
-    config = uvicorn.Config(
-        app, host="127.0.0.1", port=port, log_level="warning", timeout_graceful_shutdown=3
-    )
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, name="server")
-    thread.start()
-    try:
-        while not server.started:
-            if not thread.is_alive():
-                raise UserError(
-                    f"--port={port}: the server did not start; leave the option out for a free port"
-                )
-            thread.join(0.05)
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join()
+    options = ServeOptions(model=str(engine), name=NAME, port=port or free_port(), drain_s=_DRAIN_S)
+    with served(options, sys.stderr) as service:
+        yield service.url
 
 
 def talk(address: str, console: Console) -> None:

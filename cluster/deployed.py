@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import time
 import urllib.error
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from ray import serve
+from ray.exceptions import RayError
 from ray.serve.context import _get_global_client
 from ray.serve.schema import ApplicationStatus, ServeDeploySchema
 
@@ -22,6 +24,8 @@ from cluster.serve_plan import API, Service
 from cluster.serving import api, model
 
 _LOOK_S = 0.2
+_SOON_S = 5.0
+"""So long after its models the API may need, before it is asked what keeps it."""
 
 
 @contextmanager
@@ -57,16 +61,21 @@ def _start(service: Service, scratch: Path | None) -> None:
     env = {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
-        "RAY_SERVE_HAPROXY_STATS_PORT": str(_free_port()),
-        "RAY_SERVE_HAPROXY_METRICS_PORT": str(_free_port()),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
+        "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
+        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",  # a busy machine takes longer than Serve's 5
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",
     }
     if scratch:
         env |= {name: str(scratch / file) for name, file in _FILES.items()}
     chosen = service.schema.get("controller_options") or {"runtime_env": {"env_vars": env}}
-    serve.start(
-        proxy_location=service.schema.get("proxy_location"), http_options=given, controller_options=chosen
-    )
+    try:
+        serve.start(
+            proxy_location=service.schema.get("proxy_location"), http_options=given, controller_options=chosen
+        )
+    except RayError as error:
+        raise WorkerError(f"Ray Serve does not start: {str(error).splitlines()[0]}") from error
 
 
 _FILES = {
@@ -78,7 +87,8 @@ _FILES = {
 }
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Of this machine's loopback address, as long as nobody else takes it."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -115,7 +125,11 @@ def _until_ready(service: Service, notes: TextIO) -> None:
                 if name in service.models:
                     print(f"{name}: {_phases(name)}", file=notes, flush=True)
         time.sleep(_LOOK_S)
-    while service.api and not _answers(service):
+    late = time.monotonic() + _SOON_S
+    while service.api and (why := _unready(service)):
+        if time.monotonic() > late and said[service.api] != why:
+            said[service.api] = why
+            print(f"{service.api}: {why}", file=notes, flush=True)
         time.sleep(_LOOK_S)
 
 
@@ -138,12 +152,22 @@ def _phases(name: str) -> str:
     return ", ".join(f"{phase} {taken:.2f} s" for phase, taken in card.seconds.items())
 
 
-def _answers(service: Service) -> bool:
+def _unready(service: Service) -> str | None:
+    """Why it takes no requests yet; with keys it does not say so, and answering at all has to do."""
     try:
-        with urllib.request.urlopen(f"{service.url}/ready", timeout=5) as answer:
-            return bool(answer.status == 200)
-    except (urllib.error.URLError, OSError):
-        return False
+        with urllib.request.urlopen(f"{service.url}/ready", timeout=5):
+            return None
+    except urllib.error.HTTPError as error:
+        return None if error.code == 401 else f"not ready: {_message(error)}"
+    except OSError:
+        return "does not answer yet"
+
+
+def _message(error: urllib.error.HTTPError) -> str:
+    try:
+        return str(json.load(error)["error"]["message"])
+    except (ValueError, KeyError, TypeError):  # some other program's
+        return str(error)
 
 
 def _drain(service: Service, ours: list[str], drain_s: float, notes: TextIO) -> None:

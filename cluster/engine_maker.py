@@ -33,11 +33,13 @@ def made(config: ModelConfig) -> Made:
     kind, folder = _kind(config), Path(config.model).expanduser()
     if kind == EngineManifest.format.name:
         engine_of(folder, None)
+        _check_words(config, folder)
         return Made(folder=folder)
     source = "checkpoint_dir" if kind == Manifest.format.name else "model_dir"
     options = config.options(**{source: folder if source == "checkpoint_dir" else config.model})
     result = build(options, LineReporter(sys.stderr, as_json=False))
     seconds = result.seconds
+    _check_words(config, options.output_dir)
     return Made(
         folder=options.output_dir,
         seconds={
@@ -55,7 +57,10 @@ def needs(config: ModelConfig) -> Needs:
             given = ", ".join(sorted(config.build))
             raise UserError(f"build: {given}: {config.model} is an engine already; leave them out")
         engine = engine_of(folder, None)
+        _check_words(config, folder)
         return _needs_of(config, engine.checkpoint, engine.target)
+    if folder.is_absolute() and not folder.exists():
+        raise UserError(f"model={config.model}: no such folder")
     options = config.options()
     if kind == Manifest.format.name:
         return _needs_of(config, read_manifest(folder), target_of(options))
@@ -68,6 +73,17 @@ def needs(config: ModelConfig) -> Needs:
         on_gpu=on_gpu,
         holder_cpus=_holder_cpus(on_gpu, options.tp_size * options.pp_size),
     )
+
+
+def _check_words(config: ModelConfig, engine_dir: Path) -> None:
+    """The API takes and gives texts."""
+    named, folder = config.tokenizer_dir, engine_dir / "tokenizer"
+    if named is not None and not named.is_dir():
+        raise UserError(f"tokenizer_dir={named}: no such folder")
+    if named is None and not folder.is_dir():
+        raise UserError(
+            f"{config.model}: has no tokenizer, and serves texts; name a folder with one: tokenizer_dir"
+        )
 
 
 def _kind(config: ModelConfig) -> str | None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
+from logging.handlers import RotatingFileHandler
+from pathlib import Path
 from typing import Any, TextIO
 
 import msgspec
@@ -15,9 +17,17 @@ _PROBES = {"/health", "/ready", "/metrics"}
 _ENCODE = msgspec.json.Encoder(enc_hook=str).encode
 
 
-def log_requests_to(stream: TextIO) -> None:
+_FILE_BYTES, _OLD_FILES = 256 << 20, 3
+"""A log in a file begins anew at this size, and so many older parts are kept."""
+
+
+def log_requests_to(place: TextIO | Path) -> None:
     """Lines alone, whatever else is logged how."""
-    handler = logging.StreamHandler(stream)
+    handler: logging.Handler = (
+        RotatingFileHandler(place, maxBytes=_FILE_BYTES, backupCount=_OLD_FILES, delay=True)
+        if isinstance(place, Path)
+        else logging.StreamHandler(place)
+    )
     handler.setFormatter(logging.Formatter("%(message)s"))
     LOG.handlers[:] = [handler]
     LOG.setLevel(logging.INFO)

@@ -10,7 +10,7 @@ import signal
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TextIO
@@ -18,9 +18,10 @@ from typing import TextIO
 import ray
 
 from builders.errors import UserError
+from cluster.api_keys import read_keys
 from cluster.deployed import deployed
 from cluster.placement import Node
-from cluster.ray_cluster import join, warn_of_open_door
+from cluster.ray_cluster import join, silence, warn_of_open_door
 from cluster.serve_config import model_name
 from cluster.serve_options import ServeOptions
 from cluster.serve_plan import Service, planned
@@ -28,24 +29,34 @@ from cluster.serve_plan import Service, planned
 
 def serve(options: ServeOptions, out: TextIO, notes: TextIO) -> None:
     """Until it is interrupted."""
-    service = planned(options)
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    with ExitStack() as stack:
-        scratch = stack.enter_context(_cluster(options, service, notes))
-        stack.enter_context(deployed(service, options.drain_s, notes, scratch=scratch))
+    with served(options, notes) as service:
         print(_greeting(service), file=out, flush=True)
         while True:
             time.sleep(3600)
 
 
 @contextmanager
-def _cluster(options: ServeOptions, service: Service, notes: TextIO) -> Iterator[Path | None]:
+def served(options: ServeOptions, notes: TextIO) -> Iterator[Service]:
+    """From when it answers on; its end is the service's."""
+    service = planned(options)
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    with (
+        _cluster(options.address, service, notes) as scratch,
+        deployed(service, options.drain_s, notes, scratch=scratch),
+    ):
+        yield service
+
+
+@contextmanager
+def _cluster(address: str | None, service: Service, notes: TextIO) -> Iterator[Path | None]:
     """The one that was named; or one of this machine, which ends with this process, and a folder for it."""
-    if join(options.address) is not None:
+    if join(address) is not None:
         warn_of_open_door(notes)
         yield None
         return
     _check_free(service)
+    for file in service.keys_files:
+        read_keys(file)
     cpus = max(os.cpu_count() or 1, math.ceil(service.cpus))
     with _signals_kept():
         ray.init(
@@ -54,7 +65,9 @@ def _cluster(options: ServeOptions, service: Service, notes: TextIO) -> Iterator
             log_to_driver=False,
             include_dashboard=False,
             logging_level=logging.ERROR,
+            _system_config={"prestart_worker_first_driver": False},  # replicas need processes of their own
         )
+    silence()
     try:
         service.check(nodes())
         with TemporaryDirectory(prefix="rankforge-") as folder:
@@ -96,7 +109,8 @@ def _check_free(service: Service) -> None:
 def _greeting(service: Service) -> str:
     names = [model_name(application) for application in service.models]
     body = {"model": names[0], "prompt": "Hello", "max_tokens": 16}
+    key = " -H 'authorization: Bearer KEY'" if service.keys_files else ""
     return (
         f"serving {', '.join(names)} at {service.url}/v1\n"
-        f"curl {service.url}/v1/completions -H 'content-type: application/json' -d '{json.dumps(body)}'"
+        f"curl {service.url}/v1/completions{key} -H 'content-type: application/json' -d '{json.dumps(body)}'"
     )

@@ -15,6 +15,7 @@ from cluster.access import Access
 from cluster.api_config import ApiConfig
 from cluster.build_options import BuildOptions
 from cluster.options import declared
+from cluster.tool_formats import ToolFormatName
 
 
 def model_name(application: str) -> str:
@@ -84,6 +85,8 @@ class ModelConfig:
     """A folder with the tokenizer; None is the engine's own."""
     chat_template: str | None = None
     """Jinja, for a model that has none; None is the tokenizer's own."""
+    tool_format: ToolFormatName | None = None
+    """How the model writes calls of tools; None is as its template shows, and none that texts are texts."""
     replicas: Replicas = field(default_factory=Replicas)
     max_ongoing: int = 512
     """Requests that one replica has under way, those that wait for its engine too; more wait outside."""
@@ -108,6 +111,9 @@ class ModelConfig:
         _check_least("prompt_lookup_num_tokens", self.prompt_lookup_num_tokens, 0)
         _check_least("drain_s", self.drain_s, 0)
         _check_least("health_check_s", self.health_check_s, 0, above=True)
+        if not 0 < self.kv_cache_free_gpu_memory_fraction <= 1:
+            fraction = self.kv_cache_free_gpu_memory_fraction
+            raise UserError(f"kv_cache_free_gpu_memory_fraction={fraction:g}: must be more than 0, at most 1")
         if self.num_blocks is not None:
             _check_least("num_blocks", self.num_blocks, 1)
         self.options()  # says what is wrong with `build`

@@ -16,13 +16,18 @@ from cluster.build_options import BuildOptions
 from cluster.engine_maker import needs
 from cluster.options import declared
 from cluster.placement import CPU, Needs, Node, bundles_of, plan
-from cluster.serve_config import ModelConfig, application_name, model_config, service_config
+from cluster.serve_config import (
+    ModelConfig,
+    ServiceConfig,
+    application_name,
+    model_config,
+    service_config,
+)
+from cluster.serve_file import API_PATH, MODEL_PATH, check_file
 from cluster.serve_options import ServeOptions
 
 API, HOST, PORT = "api", "127.0.0.1", 8000
 """The application of the HTTP service, and where it is unasked."""
-
-_MODEL_PATH, _API_PATH = "cluster.serving:model", "cluster.serving:api"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,15 +53,23 @@ class Service:
     @property
     def wanted(self) -> list[tuple[str, Needs, int]]:
         """What every model takes, and how many times at most."""
-        return [(name, needs(config), config.replicas.most) for name, config in self.models.items()]
+        return [(name, _needs(name, config), config.replicas.most) for name, config in self.models.items()]
 
     @property
     def cpus(self) -> float:
         """Of the service and of all replicas, as Ray counts them."""
-        apis = [app for app in self.schema["applications"] if app["import_path"] == _API_PATH]
-        configs = [service_config(app.get("args", {})) for app in apis]
-        own = sum(config.cpus * config.replicas for config in configs)
+        own = sum(config.cpus * config.replicas for config in self._apis)
         return own + sum(most * bundles_of(wanted).total(CPU) for _, wanted, most in self.wanted)
+
+    @property
+    def keys_files(self) -> list[Path]:
+        """Where callers need a key."""
+        return [config.access.keys_file for config in self._apis if config.access.keys_file]
+
+    @property
+    def _apis(self) -> list[ServiceConfig]:
+        found = [app for app in self.schema["applications"] if app["import_path"] == API_PATH]
+        return [service_config(app.get("args", {})) for app in found]
 
     def check(self, nodes: Sequence[Node]) -> None:
         """Refuse what these nodes could never hold."""
@@ -65,6 +78,13 @@ class Service:
                 plan(wanted, nodes)
             except LayoutError as error:
                 raise LayoutError(f"{name}: {error}") from error
+
+
+def _needs(name: str, config: ModelConfig) -> Needs:
+    try:
+        return needs(config)
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from error
 
 
 def planned(options: ServeOptions) -> Service:
@@ -79,8 +99,8 @@ def planned(options: ServeOptions) -> Service:
     keys = str(options.keys_file.absolute()) if options.keys_file else None
     api = {"drain_s": options.drain_s, "access": {"keys_file": keys, "only_local": access.only_local}}
     applications = [
-        {"name": API, "route_prefix": "/", "import_path": _API_PATH, "args": api},
-        {"name": name, "route_prefix": None, "import_path": _MODEL_PATH, "args": args},
+        {"name": API, "route_prefix": "/", "import_path": API_PATH, "args": api},
+        {"name": name, "route_prefix": None, "import_path": MODEL_PATH, "args": args},
     ]
     http = {"host": options.host or HOST, "port": options.port or PORT}
     schema = {"http_options": http, "applications": applications}
@@ -93,7 +113,7 @@ def _args(options: ServeOptions) -> dict[str, Any]:
     template = options.chat_template
     local = Path(options.model).expanduser()
     return {
-        "model": str(local.absolute()) if local.exists() else options.model,
+        "model": str(local.absolute()) if local.exists() or local.is_absolute() else options.model,
         "build": {name: getattr(options, name) for name in sorted(build)},
         "engines_dir": str(options.engines_dir.expanduser().absolute()),
         "tokenizer_dir": str(options.tokenizer_dir.absolute()) if options.tokenizer_dir else None,
@@ -124,13 +144,14 @@ def _of_file(options: ServeOptions) -> Service:
     applications = schema.get("applications")
     if not isinstance(applications, list) or not applications:
         raise UserError(f"{file}: has no applications; see docs/serving.md")
+    check_file(file, {**schema, "http_options": http})
     models, api = {}, None
-    for app in (_mapping(file, app) for app in applications):
-        name, path = str(app.get("name")), app.get("import_path")
+    for app in applications:
+        name, path = app["name"], app["import_path"]
         try:
-            if path == _MODEL_PATH:
+            if path == MODEL_PATH:
                 models[name] = model_config(app.get("args", {}))
-            elif path == _API_PATH:
+            elif path == API_PATH:
                 config = service_config(app.get("args", {}))
                 access = bound(config.access, str(http["host"]), insecure=options.insecure)
                 given = {**app.get("args", {}).get("access", {}), "only_local": access.only_local}
@@ -139,7 +160,7 @@ def _of_file(options: ServeOptions) -> Service:
         except UserError as error:
             raise UserError(f"{file}: {name}: {error}") from error
     if not models:
-        raise UserError(f"{file}: has no application of {_MODEL_PATH}; there is no model to serve")
+        raise UserError(f"{file}: has no application of {MODEL_PATH}; there is no model to serve")
     return Service(schema={**schema, "http_options": http}, models=models, is_file=True, api=api)
 
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import torch
+
 from builders.build import BuildPlan, UnitPlan, plan_build
 from builders.checkpoint import Manifest
 from builders.compiled import versions
@@ -49,9 +51,10 @@ class KernelUnit:
 
 @contextmanager
 def _device_of_ones_own(root: Path) -> Iterator[None]:
-    """Two that time kernels on one device at once would both be wrong."""
+    """Two that time kernels on one device at once would both be wrong; others of the store have others."""
     wait = Wait(limit_s=_LONGEST_TURN_S, announce=lambda _text: None)
-    with locked(root / "device.lock", "the device, to time kernels on", wait):
+    name = torch.cuda.get_device_properties().uuid
+    with locked(root / f"device-{name}.lock", "the device, to time kernels on", wait):
         yield
 
 

@@ -46,6 +46,17 @@ def lines(written: io.StringIO, count: int) -> list[dict[str, Any]]:
     return found
 
 
+def test_a_log_in_a_file(written: io.StringIO, tmp_path: Path) -> None:
+    """Which is not there before it has a line."""
+    log_requests_to(file := tmp_path / "requests.jsonl")
+    with client_of(FakeEngine(TOKENS)) as client:
+        assert client.get("/health").status_code == 200 and not file.exists()
+        client.get("/v1/models", headers={"x-request-id": "mine-2"})
+        eventually(file.exists)
+    LOG.handlers[0].close()
+    assert json.loads(file.read_text())["id"] == "mine-2" and not written.getvalue()
+
+
 def test_what_a_line_says(written: io.StringIO, tmp_path: Path) -> None:
     keys = Keys(tmp_path / "keys.json")
     user = keys.add("alice")

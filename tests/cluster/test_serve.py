@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ import yaml
 from tests.cluster.own_ray import PLAIN, ROOT, own_ray
 from tests.cluster.run_engines import Made, make
 from tests.cluster.serve_case import free_port
+from tests.cluster.test_api_access import Keys
 
 pytestmark = pytest.mark.slow
 
@@ -53,20 +55,26 @@ def rankforge_serve(*args: object) -> Iterator[tuple[subprocess.Popen[str], list
             reading.join(100)
 
 
-def test_serve_answers_until_it_is_stopped_and_leaves_nothing_behind(made: Made) -> None:
-    port = free_port()
-    with rankforge_serve(made.engine("tp2", tp_size=2), "--port", port, "--name", "org/tiny") as (
-        process,
-        said,
-    ):
+def test_serve_answers_until_it_is_stopped_and_leaves_nothing_behind(made: Made, tmp_path: Path) -> None:
+    port, keys = free_port(), Keys(tmp_path / "keys.json")
+    key = keys.add("alice")
+    options = ["--port", port, "--name", "org/tiny", "--keys_file", keys.path]
+    with rankforge_serve(made.engine("tp2", tp_size=2), *options) as (process, said):
         assert f"serving org/tiny at http://127.0.0.1:{port}/v1\n" in said
+        assert "-H 'authorization: Bearer KEY'" in said[-1]
         url, body = said[-1].split()[1], json.loads(said[-1].split("-d ")[1].strip().strip("'"))
-        assert httpx.post(url, json=body).json()["usage"]["completion_tokens"] > 0
+        assert httpx.post(url, json=body).status_code == 401
+        named = httpx.post(url, json=body, headers={**key, "x-request-id": "mine"})
+        assert named.json()["usage"]["completion_tokens"] > 0
         family = psutil.Process(process.pid).children(recursive=True)
         assert len(family) > 3
+        logged = [line for line in requests_of(family) if line["id"] == "mine"]
+        assert [(line["key"], line["model"], line["status"]) for line in logged] == [
+            ("alice", "org/tiny", 200)
+        ]
         streamed: list[str] = []
         wish = {**body, "max_tokens": 50, "stream": True, "ignore_eos": True}
-        with httpx.stream("POST", url, json=wish, timeout=60) as answer:
+        with httpx.stream("POST", url, json=wish, headers=key, timeout=60) as answer:
             lines = answer.iter_lines()
             streamed.append(next(lines))
             process.send_signal(signal.SIGTERM)
@@ -76,6 +84,13 @@ def test_serve_answers_until_it_is_stopped_and_leaves_nothing_behind(made: Made)
     assert not psutil.wait_procs(family, timeout=20)[1]
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"http://127.0.0.1:{port}/health")
+
+
+def requests_of(family: list[psutil.Process]) -> list[dict[str, Any]]:
+    """What the API's processes among them have logged, in Ray's own folder."""
+    names = [f"session_*/logs/serve/requests_{process.pid}.jsonl" for process in family]
+    files = [file for name in names for file in Path(tempfile.gettempdir(), "ray").glob(name)]
+    return [json.loads(line) for file in files for line in file.read_text().splitlines()]
 
 
 def test_serve_deploy_takes_the_same_file(made: Made, tmp_path: Path) -> None:

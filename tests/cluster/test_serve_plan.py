@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,8 @@ def test_names_of_applications(name: str) -> None:
         ({"model": "x", "max_ongoing": 0}, "max_ongoing=0: must be at least 1"),
         ({"model": "x", "cpus_per_rank": 0}, "cpus_per_rank=0: must be more than 0"),
         ({"model": "x", "num_blocks": 0}, "num_blocks=0: must be at least 1"),
+        ({"model": "x", "tool_format": "xml"}, "tool_format='xml': must be one of hermes, llama3_json, none"),
+        ({"model": "x", "kv_cache_free_gpu_memory_fraction": 3}, "fraction=3: must be more than 0, at most"),
     ],
 )
 def test_what_a_model_cannot_be_told(args: dict[str, Any], message: str) -> None:
@@ -110,9 +113,36 @@ def test_the_file_that_comes_with_the_project() -> None:
         ("{}", set(), "has no applications"),
         ("applications: [{name: a, import_path: other:app}]", set(), "there is no model to serve"),
         (
-            "applications: [{name: a, import_path: 'cluster.serving:model', args: {model: x, y: 1}}]",
+            "applications: [{name: a, import_path: 'cluster.serving:model', route_prefix: null, "
+            "args: {model: x, y: 1}}]",
             set(),
             r"serve.yaml: a: ModelConfig: unknown fields \['y'\]",
+        ),
+        ("applications: [a]", set(), r"applications\[0\]: is no object"),
+        ("applications: [{import_path: 'a:b'}]", set(), "name=None: must be a text without /"),
+        ("applications: [{name: a/b, import_path: 'a:b'}]", set(), "name='a/b': must be a text without /"),
+        ("applications: [{name: a, import_pth: 'a:b'}]", set(), r"a: unknown fields \['import_pth'\]; there"),
+        ("applications: [{name: a}]", set(), "applications.0.import_path: Field required"),
+        (
+            "applications: [{name: a, import_path: 'cluster.serving:model', args: {model: x}}]",
+            set(),
+            "a: route_prefix='/': models have none; write null",
+        ),
+        (
+            "{http_options: {port: x}, applications: [{name: a, import_path: 'a:b'}]}",
+            set(),
+            "http_options.port='x': .*integer",
+        ),
+        (
+            "{http_options: {prot: 1}, applications: [{name: a, import_path: 'a:b'}]}",
+            set(),
+            r"http_options: unknown fields \['prot'\]; there are .*port",
+        ),
+        ("{models: 1, applications: [{name: a, import_path: 'a:b'}]}", set(), r"unknown fields \['models'\]"),
+        (
+            "applications: [{name: a, import_path: 'a:b'}, {name: a, import_path: 'a:b', route_prefix: /b}]",
+            set(),
+            "applications: .*same name|applications.*uplicate|applications.*unique",
         ),
         ("applications: []", {"tp_size"}, "--tp_size: .* says what is served"),
         ("a: [", set(), "is no YAML"),
@@ -144,5 +174,19 @@ def test_no_node_is_large_enough(made: Made) -> None:
 
 def test_an_engine_takes_no_options_of_a_build(made: Made) -> None:
     options = ServeOptions(model=str(made.engine("one")), tp_size=2, given=frozenset({"tp_size"}))
-    with pytest.raises(UserError, match=r"build: tp_size: .* is an engine already"):
+    with pytest.raises(UserError, match=r"^one: build: tp_size: .* is an engine already"):
         _ = planned(options).wanted
+
+
+def test_a_model_that_is_not_there_or_has_no_words(made: Made, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^absent: model=.*/absent: no such folder"):
+        _ = planned(ServeOptions(model=str(tmp_path / "absent"))).wanted
+    engine = tmp_path / "mute"
+    shutil.copytree(made.engine("one"), engine)
+    shutil.rmtree(engine / "tokenizer")
+    with pytest.raises(UserError, match=r"^mute: .* has no tokenizer, and serves texts; name a folder"):
+        _ = planned(ServeOptions(model=str(engine))).wanted
+    named = ServeOptions(model=str(engine), tokenizer_dir=made.engine("one") / "tokenizer")
+    assert planned(named).wanted
+    with pytest.raises(UserError, match=r"tokenizer_dir=.*nowhere: no such folder"):
+        _ = planned(ServeOptions(model=str(engine), tokenizer_dir=tmp_path / "nowhere")).wanted
