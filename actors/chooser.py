@@ -16,7 +16,7 @@ from actors.grammar_words import open_words
 from actors.messages import Admitted, BeamDecision, Fork, Logprobs, StepPlan, StepResult, unpacked
 from actors.needs import Needs
 from actors.pending import Pending, mark, to_host
-from actors.sampler import Drawer, Sampled, Sampler, likeliest_tokens
+from actors.sampler import Drawer, Finder, Sampled, Sampler
 from actors.searches import Searches, decide
 from actors.step_builder import Batch, Scored
 from builders.cuda.steps import there
@@ -37,7 +37,13 @@ class Vocabulary:
 class Chooser:
     """`last` has for every slot the token that it got last; one more is for padding."""
 
-    def __init__(self, vocabulary: Vocabulary, last: Tensor, drawer: Drawer | None = None) -> None:
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        last: Tensor,
+        drawer: Drawer | None = None,
+        finder: Finder | None = None,
+    ) -> None:
         self._device, self._last, self._vocab_size = last.device, last, vocabulary.size
         self._sampler = Sampler(
             slots=len(last) - 1,
@@ -45,6 +51,7 @@ class Chooser:
             device=self._device,
             eos_token_ids=vocabulary.ends,
             drawer=drawer,
+            finder=finder,
         )
         self._searches = Searches(ends=vocabulary.ends, max_seq_len=vocabulary.max_seq_len)
         words = partial(open_words, vocabulary.tokenizer, vocabulary.size, [*vocabulary.ends])
@@ -69,7 +76,7 @@ class Chooser:
 
     def greedily(self, logits: Tensor, slots: Tensor) -> None:
         """The likeliest tokens of rows, some of them padding: all that is to be done where `is_plain`."""
-        tokens = likeliest_tokens(logits)
+        tokens = self._sampler.likeliest(logits)
         self._last.index_copy_(0, slots, tokens)
         self._chosen[: len(tokens)] = tokens
 

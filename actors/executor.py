@@ -38,7 +38,7 @@ class Executor(Protocol):
     def run(
         self, work: Work[JobT, ResultT], jobs: Sequence[JobT], names: Sequence[str], witness: Witness
     ) -> list[ResultT]:
-        """Every job's result; `names` say what each is: "rank 3". No worker is left when this returns."""
+        """Every job's result; `names` say what each is: "rank 3". No job is in hand when this returns."""
 
 
 class Unheard:

@@ -19,22 +19,23 @@ class JobHost:
     """What a Ray actor is made of; a thread of its own answers for `NEWS`."""
 
     def __init__(self) -> None:
-        self._amount = 0
+        self._news = (0, 0)
 
     def whereabouts(self) -> Whereabouts:
         """Where it is."""
         node = ray.get_runtime_context().get_node_id()
         return Whereabouts(node=node, host=ray.util.get_node_ip_address(), pid=os.getpid())
 
-    def do(self, work: AnyWork, job: Any) -> tuple[Any, int]:
+    def do(self, order: int, work: AnyWork, job: Any) -> tuple[Any, int]:
         """Carry out one job: its result, and how much it was. What this raises, Ray brings to who asked."""
-        self._amount = 0
-        return work(job, self._advance), self._amount
+        self._news = (order, 0)
+        return work(job, self._advance), self._news[1]
 
     @ray.method(concurrency_group=NEWS)
-    def amount(self) -> int:
-        """How much of the job in hand is done."""
-        return self._amount
+    def news(self) -> tuple[int, int]:
+        """Which order is in hand, or was last, and how much of it is done."""
+        return self._news
 
     def _advance(self, amount: int) -> None:
-        self._amount += amount
+        order, before = self._news
+        self._news = (order, before + amount)

@@ -78,7 +78,8 @@ class RankWorker:
             tokenizer=setup.engine_dir / "tokenizer",
         )
         drawer = self._graphs.draw if self._graphs and self._graphs.draws else None
-        self._chooser = Chooser(vocabulary, self._last, drawer) if self._chooses else None
+        finder = self._graphs.likeliest if self._graphs and self._graphs.finding else None
+        self._chooser = Chooser(vocabulary, self._last, drawer, finder) if self._chooses else None
         if self._graphs:
             self._capture(self._graphs)
 

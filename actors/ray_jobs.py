@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic
 
 import ray
@@ -16,6 +16,10 @@ from actors.ray_worker import Needs, RayWorker
 from builders.errors import UserError, WorkerError
 
 _LOOK_S = 0.1
+_DEAF_S = 5.0
+"""Who was stopped for longer, or busy elsewhere, has not listened, and nobody else was silent."""
+_IDLE_S = 10.0
+"""Who has nothing to do for so long goes: what it takes of the cluster may be of use to others."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,17 +43,27 @@ class RayJobs:
     workers: int
     needs: Needs
     patience: Patience = Patience()
+    keep: bool = False
+    """Workers that have done well wait for more jobs: to start takes seconds. `close` ends them."""
+    _kept: list[RayWorker] = field(default_factory=list, init=False)
 
     def run(
         self, work: Work[JobT, ResultT], jobs: Sequence[JobT], names: Sequence[str], witness: Witness
     ) -> list[ResultT]:
         """Every job's result, in the order of the jobs."""
-        running = _Running(work, jobs, names, witness, self)
+        running = _Running(work, jobs, names, witness, self, self._kept)
+        self._kept.clear()
         try:
             running.finish()
+            self._kept.extend(running.released() if self.keep else ())
         finally:
             running.stop()
         return [running.results[number] for number in range(len(jobs))]
+
+    def close(self) -> None:
+        """End those that wait."""
+        while self._kept:
+            self._kept.pop().kill()
 
 
 class _Running(Generic[JobT, ResultT]):
@@ -62,6 +76,7 @@ class _Running(Generic[JobT, ResultT]):
         names: Sequence[str],
         witness: Witness,
         terms: RayJobs,
+        workers: Sequence[RayWorker],
     ) -> None:
         self.results: dict[int, ResultT] = {}
         self._work, self._jobs, self._names, self._witness = work, jobs, names, witness
@@ -70,8 +85,10 @@ class _Running(Generic[JobT, ResultT]):
         self._failed_on: dict[int, list[str]] = {number: [] for number in range(len(jobs))}
         """The nodes on which attempts at a job were lost, one for each."""
         self._advanced = dict.fromkeys(range(len(jobs)), 0)
-        self._workers: list[RayWorker] = []
-        self._began = time.monotonic()
+        self._workers = list(workers)
+        self._began = self._listened = time.monotonic()
+        for worker in workers:
+            worker.pardon()
         self._lost = 0
         """Workers that died without a job."""
 
@@ -82,6 +99,12 @@ class _Running(Generic[JobT, ResultT]):
             self._hand_out()
             self._listen()
             self._witness.look()
+
+    def released(self) -> list[RayWorker]:
+        """The workers that run, when all is done."""
+        found = [worker for worker in self._workers if worker.where]
+        self._workers = [worker for worker in self._workers if worker not in found]
+        return found
 
     def stop(self) -> None:
         """Nothing that a worker has not reported is wanted any more."""
@@ -124,14 +147,15 @@ class _Running(Generic[JobT, ResultT]):
 
     def _listen(self) -> None:
         calls = {call: worker for worker in self._workers for call in worker.calls()}
-        ended, _ = ray.wait(list(calls), timeout=_LOOK_S) if calls else ([], [])
-        for call in ended:
+        for call in _ended(list(calls)):
             if calls[call] in self._workers:
                 self._hear(calls[call], call)
+        if time.monotonic() - self._listened > _DEAF_S:
+            for worker in self._workers:
+                worker.pardon()
+        self._listened = time.monotonic()
         for worker in list(self._workers):
             self._look_at(worker)
-        if not ended and not calls:
-            time.sleep(_LOOK_S)
 
     def _hear(self, worker: RayWorker, call: Any) -> None:
         error = ending(call)
@@ -166,17 +190,29 @@ class _Running(Generic[JobT, ResultT]):
                     "free some, add nodes, or ask for less"
                 )
             return
+        if worker.idle_s > _IDLE_S and not self._open:
+            self._dismiss(worker)
+            return
         silence = worker.silence_s
         if silence > self._patience.silent_s:
             self._lose(worker, None, f"no sign of life for {silence:.1f} s: it is stopped, or cut off")
+
+    def _leave(self, node: str) -> None:
+        """Who has nothing to do where something failed makes room for a worker elsewhere."""
+        for worker in [each for each in self._workers if each.where and each.where.node == node]:
+            if worker.job is None:
+                self._dismiss(worker)
+
+    def _dismiss(self, worker: RayWorker) -> None:
+        self._workers.remove(worker)
+        worker.kill()
 
     def _late(self) -> bool:
         return time.monotonic() - self._began > self._patience.start_s
 
     def _lose(self, worker: RayWorker, error: BaseException | None, cause: str) -> None:
         """The worker goes; its job is done again, or has failed too often."""
-        self._workers.remove(worker)
-        worker.kill()
+        self._dismiss(worker)
         number = worker.job
         if number is None:
             self._lost += 1
@@ -189,6 +225,7 @@ class _Running(Generic[JobT, ResultT]):
         assert worker.where is not None, "who has a job has told where it is"
         self._failed_on[number].append(worker.where.node)
         self._open.appendleft(number)
+        self._leave(worker.where.node)
         if isinstance(error, UserError):
             raise type(error)(f"{self._names[number]} on {worker}: {error}") from error
         if len(self._failed_on[number]) >= self._patience.attempts:
@@ -196,3 +233,13 @@ class _Running(Generic[JobT, ResultT]):
                 f"{self._names[number]}: failed {self._patience.attempts} times, last on {worker}: {cause}; "
                 "what is done stays in the store; look into it, then run again"
             ) from error
+
+
+def _ended(calls: list[Any]) -> list[Any]:
+    """All calls that are over, as soon as one is; none, if for a while none is."""
+    if not calls:
+        time.sleep(_LOOK_S)
+        return []
+    if not ray.wait(calls, timeout=_LOOK_S)[0]:
+        return []
+    return ray.wait(calls, num_returns=len(calls), timeout=0)[0]

@@ -52,7 +52,9 @@ class RayWorker:
         self.job: int | None = None
         self.doing: Any = None
         self.amount = 0
-        self._began = self._heard = self._asked = time.monotonic()
+        self._order = 0
+        """Tells news of the job in hand from late ones of the last."""
+        self._began = self._heard = self._asked = self._idle = time.monotonic()
         self._actor = _actor(needs, avoided)
         self._greeting = self._actor.whereabouts.remote()
         self._question: Any = None
@@ -74,15 +76,24 @@ class RayWorker:
         """How long an answer is waited for."""
         return 0.0 if self._question is None else time.monotonic() - self._heard
 
+    @property
+    def idle_s(self) -> float:
+        """How long it has had nothing to do."""
+        return 0.0 if self.where is None or self.job is not None else time.monotonic() - self._idle
+
+    def pardon(self) -> None:
+        """Nobody has listened to it, or wanted anything of it, until now."""
+        self._heard = self._idle = time.monotonic()
+
     def begin(self, number: int, work: AnyWork, job: Any) -> None:
         """Give it a job."""
-        self.job, self.amount = number, 0
-        self.doing = self._actor.do.remote(work, job)
+        self.job, self.amount, self._order = number, 0, self._order + 1
+        self.doing = self._actor.do.remote(self._order, work, job)
 
     def take(self) -> Any:
         """The result of its job, which is over."""
         result, self.amount = ray.get(self.doing)
-        self.doing = None
+        self.doing, self._idle = None, time.monotonic()
         return result
 
     def calls(self) -> list[Any]:
@@ -90,7 +101,7 @@ class RayWorker:
         if self.where is None:
             return [self._greeting]
         if self._question is None and time.monotonic() - self._asked > _ASK_S:
-            self._question, self._asked = self._actor.amount.remote(), time.monotonic()
+            self._question, self._asked = self._actor.news.remote(), time.monotonic()
             self._heard = self._asked
         return [call for call in (self.doing, self._question) if call is not None]
 
@@ -98,10 +109,11 @@ class RayWorker:
         """It lives."""
         self._heard = time.monotonic()
         if self.where is None:
-            self.where = ray.get(call)
+            self.where, self._idle = ray.get(call), self._heard
             self._process = _process(self.where)
         else:
-            self.amount, self._question = ray.get(call), None
+            (order, amount), self._question = ray.get(call), None
+            self.amount = amount if order == self._order else 0
 
     def kill(self) -> None:
         """End it, also when it is stopped. On other nodes that is Ray's work, and may take some seconds."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import secrets
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -41,6 +41,10 @@ class Sampled:
     """[R, n] The n likeliest by the model, in order."""
     best_logprobs: Tensor | None = None
     """[R, n]"""
+
+
+Finder = Callable[[Tensor], Tensor]
+"""Gives the place [R] of the largest of every row of [R, V], the first of equals."""
 
 
 class Drawer(Protocol):
@@ -72,11 +76,13 @@ class Sampler:
         device: torch.device | str = "cpu",
         eos_token_ids: Collection[int] = (),
         drawer: Drawer | None = None,
+        finder: Finder | None = None,
     ) -> None:
-        """`drawer` is what draws in place of PyTorch's operators."""
+        """In place of PyTorch's operators, `drawer` draws and `finder` finds the likeliest tokens."""
         self.nobody = slots
         """A slot for rows that only fill up a batch."""
         self._vocab_size, self._drawer = vocab_size, drawer
+        self.likeliest: Finder = finder or likeliest_tokens
         self._eos = frozenset(eos_token_ids)
         device = torch.device(device)
         self._reals = torch.tensor(_PLAIN, dtype=torch.float64).repeat(slots + 1, 1).to(device)
@@ -204,9 +210,9 @@ class Sampler:
     def _chosen(self, scores: Tensor, slots: Tensor, positions: Tensor, needs: Needs) -> Tensor:
         """Greedily or by a draw."""
         if not needs.draw:
-            return likeliest_tokens(scores)
+            return self.likeliest(scores)
         if self._drawer is None:
-            return likeliest_tokens(self._drawable(scores, slots, positions, needs))
+            return self.likeliest(self._drawable(scores, slots, positions, needs))
         if needs.both:
             scores = scores / self._reals[slots][:, :1].float()
             scores = kept_by_top_k(scores, self._integers[slots][:, 0], needs.top_k)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import secrets
 import shutil
 import statistics
 import tempfile
@@ -74,7 +75,9 @@ class Watch:
     parts: dict[str, list[float]] = field(default_factory=dict)
     _last_s: float = 0.0
 
-    def start(self, sizes: Sequence[int], label: str, unit: str = "bytes") -> None:
+    def start(
+        self, sizes: Sequence[int], label: str, unit: str = "bytes", numbers: Sequence[int] = ()
+    ) -> None:
         self._now = self.parts.setdefault(unit, [])
         self._last_s = time.perf_counter()
 
@@ -152,6 +155,7 @@ def main() -> None:
     with ExitStack() as held:
         name = held.enter_context(tempfile.TemporaryDirectory(dir=given.folder))
         os.environ |= {cache: f"{name}/round/caches" for cache in CACHES}  # of nodes and drivers alike
+        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
         address = held.enter_context(nodes(given.nodes, given.ranks))
         work = Work(
             model=make(Path(name) / "model", given.gigabytes),

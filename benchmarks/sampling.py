@@ -4,7 +4,8 @@
 
 Microseconds, the median of five rounds. On a CUDA device every case is a CUDA graph, so launches
 cost what they cost in a decoding step, and `eager` is the same without one; a case whose graph cannot be
-captured would say so by failing.
+captured would say so by failing. There, a second table has the greedy choice alone: by our kernels, by
+PyTorch in parts and at once, and the time that reading the logits takes.
 """
 
 from __future__ import annotations
@@ -12,13 +13,20 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from actors.sampler import Sampler
+from actors.sampler import Sampler, in_parts
 from actors.sampling_params import SamplingParams
+from benchmarks.roofline import measured_rates
+from builders.kernels.aot import compile_source
+from builders.kernels.call import Source
+from builders.kernels.driver import Kernels
+from builders.kernels.likeliest import LIKELIEST_CONFIG, likeliest
 
 CASES: Mapping[str, SamplingParams] = {
     "greedy": SamplingParams(temperature=0),
@@ -49,6 +57,43 @@ def main() -> None:
     print(f"{'batch':>5}  {'case':<28}{'us':>10}{'eager us':>10}{'x argmax':>10}")
     for batch in options.batches:
         bench_batch(batch, options.vocabulary, device, options.seconds)
+    if device.type == "cuda":
+        bench_likeliest(options.batches, options.vocabulary, options.seconds)
+
+
+def bench_likeliest(batches: Sequence[int], vocabulary: int, seconds: float) -> None:
+    """The greedy choice, microseconds in a graph."""
+    device = torch.device("cuda")
+    rate = measured_rates("cuda", torch.bfloat16).read_bytes_per_s
+    ways: dict[str, Callable[[Tensor], object]] = {
+        "kernels": kernels_of(device),
+        "in parts": in_parts,
+        "argmax": lambda logits: logits.argmax(-1),
+    }
+    print(f"{'batch':>5}  {'logits':<10}" + "".join(f"{name:>10}" for name in (*ways, "limit")))
+    for batch in batches:
+        for dtype in (torch.bfloat16, torch.float32):
+            logits = torch.randn(batch, vocabulary, device=device).to(dtype)
+            runs = [captured_run(partial(way, logits)) for way in ways.values()]
+            times = [microseconds(run, device, seconds) for run in runs]
+            cells = "".join(f"{time:>10.1f}" for time in (*times, 1e6 * logits.nbytes / rate))
+            print(f"{batch:>5}  {str(dtype).removeprefix('torch.'):<10}{cells}", flush=True)
+
+
+def kernels_of(device: torch.device) -> Callable[[Tensor], Tensor]:
+    """Ours, compiled when they are first wanted, as an engine of this device has them."""
+    major, minor = torch.cuda.get_device_capability(device)
+    config, ready = replace(LIKELIEST_CONFIG, overlap=major >= 9), dict[Source, Kernels]()
+
+    def tokens(logits: Tensor) -> Tensor:
+        out = torch.empty(len(logits), dtype=torch.int64, device=device)
+        for call in likeliest(logits, out=out, config=config):
+            if call.source not in ready:
+                ready[call.source] = Kernels([compile_source(call.source, 10 * major + minor)])
+            ready[call.source].run([call])
+        return out
+
+    return tokens
 
 
 def bench_batch(batch: int, vocabulary: int, device: torch.device, seconds: float) -> None:

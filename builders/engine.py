@@ -18,7 +18,7 @@ class Engine(Protocol):
 
     def forward(self, x: Tensor, step: Step) -> Tensor:
         """Token ids [T], or the previous stage's hidden states [T, H], to the wanted tokens' logits
-        [R, vocabulary], or to hidden states for the next stage."""
+        [R, vocabulary], in float32 or as wide as the weights, or to hidden states for the next stage."""
 
     def copy_blocks(self, copies: Sequence[tuple[int, int]]) -> None:
         """Contents of blocks of the cache, (source, target), one after another."""

@@ -36,7 +36,7 @@ def kind_of(options: BuildOptions) -> Kind:
     target = target_of(options)
     kernels = target in _CUDA
     return Kind(
-        gpus=1 if target in _AT_HAND else 0,
+        gpus=_AT_HAND.get(target, 0),
         accelerator_type=options.accelerator_type if target in _AT_HAND else None,
         one_core=options.engine == "torch",
         many=kernels,
@@ -44,8 +44,9 @@ def kind_of(options: BuildOptions) -> Kind:
 
 
 _CUDA = frozenset(TARGETS["torch"]) - {"cpu"}
-_AT_HAND = ("cuda", "current")
-"""The device that a worker has."""
+_AT_HAND: Mapping[str, float] = {"cuda": 0.25, "current": 1}
+"""How much a worker takes of the device for which it builds. Kernels are compiled most of the time, by a core
+for each worker; to time them, one at a time has the device to itself."""
 
 
 def _torch(options: BuildOptions, source: Source, limits: Limits, crew: Crew) -> Plan:
@@ -77,7 +78,8 @@ def _tensorrt(options: BuildOptions, source: Source, limits: Limits, crew: Crew)
 
     target = _chosen(options, crew, partial(choose_target, target_of(options), options.trt_library))
     only = wanted_ranks(options, source.manifest.mapping)
-    return plan_plans(source.manifest, source.folder, limits, target, strip=options.strip_plan, only=only)
+    strip, entries = options.strip_plan, source.ranks
+    return plan_plans(source.manifest, source.folder, limits, target, strip=strip, only=only, entries=entries)
 
 
 def _chosen(options: BuildOptions, crew: Crew, choose: Callable[[], Target]) -> Target:

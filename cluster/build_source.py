@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from collections.abc import Mapping as PyMapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import builders
@@ -37,6 +38,8 @@ class Source:
     """Where those files lie, with tokenizer/ and generation_config.json where the model has them."""
     entries: frozenset[str] = frozenset()
     """The keys under which the store keeps it."""
+    ranks: PyMapping[int, str] = field(default_factory=dict)
+    """Those of its ranks' files."""
     converted: bool = False
     """It was made now, and not found."""
 
@@ -54,12 +57,13 @@ def source_of(options: BuildOptions, store: Store, crew: Crew) -> Iterator[Sourc
         (seen_by_all if crew.on_cluster else scratch).folder() as unpacked,
     ):
         opened, manifest = _understood(options, unpacked, store)
-        recipes, converted = _kept(store, opened, manifest, crew)
+        rest, ranks, converted = _kept(store, opened, manifest, crew)
+    keys = frozenset((rest, *ranks.values()))
     with ExitStack() as held, seen_by_all.folder() as view:
-        for recipe in recipes:
-            _show(held.enter_context(store.open(recipe.key, verify=False)), view)
-        keys = frozenset(recipe.key for recipe in recipes)
-        yield Source(manifest=read_manifest(view), folder=view, entries=keys, converted=converted)
+        for key in keys:
+            _show(held.enter_context(store.open(key, verify=False)), view)
+        manifest = read_manifest(view)
+        yield Source(manifest=manifest, folder=view, entries=keys, ranks=ranks, converted=converted)
 
 
 def _show(entry: Entry, view: Path) -> None:
@@ -140,10 +144,10 @@ def configuration(name: str) -> Path:
     return shipped[name]
 
 
-def _kept(store: Store, opened: Opened, manifest: Manifest, crew: Crew) -> tuple[list[Recipe], bool]:
-    """The store's entries of the checkpoint, one a rank and one for the rest; whether any was made."""
-    ranks = [rank_recipe(manifest, rank) for rank in manifest.stored_ranks]
-    if not {recipe.key for recipe in ranks} <= store.known_keys():
+def _kept(store: Store, opened: Opened, manifest: Manifest, crew: Crew) -> tuple[str, dict[int, str], bool]:
+    """Keys of the store's entries: of all but the ranks, and of every rank; and whether any was made."""
+    ranks = {rank: rank_recipe(manifest, rank).key for rank in manifest.stored_ranks}
+    if not set(ranks.values()) <= store.known_keys():
         _require_free(store.root, manifest)
     manifest, converted = shelve_ranks(opened, manifest, crew=crew, store=store)
     rest = Recipe("checkpoint", {"checkpoint": manifest.key, "ranks": "apart"})
@@ -155,7 +159,7 @@ def _kept(store: Store, opened: Opened, manifest: Manifest, crew: Crew) -> tuple
         made.append(draft)
 
     store.get_or_build(rest, make)
-    return [rest, *ranks], converted if ranks else bool(made)
+    return rest.key, ranks, converted if ranks else bool(made)
 
 
 def _require_free(folder: Path, manifest: Manifest) -> None:

@@ -23,7 +23,7 @@ from cluster.remote_engine import Attend, RemoteEngine
 from cluster.replica import Card
 from cluster.served_model import ServedModel
 from cluster.tokenizer import open_tokenizer
-from cluster.wire import NewsPort
+from cluster.wire import Door, NewsPort
 
 MODEL = "Model"
 """The deployment by which an application is known as a model."""
@@ -44,6 +44,9 @@ class Replicas(Protocol):
 
     async def card(self) -> Card: ...
 
+    async def greet(self, door: Door) -> None:
+        """Have all of them say how they are; some may be missed."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Cluster:
@@ -61,6 +64,7 @@ class _Entry:
     status: ApplicationStatusOverview
     served: ServedModel | None = None
     engine: RemoteEngine | None = None
+    replicas: Replicas | None = None
     deployed_s: float = 0.0
     """Of the configuration that `served` was opened with."""
     opening: asyncio.Task[ServedModel] | None = field(default=None)
@@ -138,6 +142,13 @@ class ServeCatalogue:
                 self._open(name, entry)
         self._has_looked = True
         self._tell()
+        await asyncio.gather(*map(self._greet, there))
+
+    async def _greet(self, name: str) -> None:
+        """Replicas that nobody here has sent a request to yet."""
+        entry = self._entries.get(name)
+        if entry and entry.engine and entry.replicas and entry.engine.heard_of() < entry.running:
+            await entry.replicas.greet(self._port.door)
 
     async def close(self) -> None:
         for entry in self._entries.values():
@@ -168,6 +179,7 @@ class ServeCatalogue:
         engine = RemoteEngine(card.facts, replicas.attend, self._port)
         served = await asyncio.to_thread(_with_words, engine, card, self._config)
         entry.served, entry.engine, entry.deployed_s = served, engine, deployed_s
+        entry.replicas = replicas
         self._tell()
         return served
 

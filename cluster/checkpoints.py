@@ -166,8 +166,9 @@ def convert_all(jobs: Sequence[RankJob], manifest: Manifest, crew: Crew) -> Sequ
         return ()
     sizes = rank_sizes(manifest)
     label = f"convert {manifest.source.model}"
-    names = [f"rank {job.rank}" for job in jobs]
-    with crew.phase(label, names, [sizes[job.rank] for job in jobs]) as phase:
+    ranks = [job.rank for job in jobs]
+    names = [f"rank {rank}" for rank in ranks]
+    with crew.phase(label, names, [sizes[rank] for rank in ranks], numbers=ranks) as phase:
         return convert_ranks(jobs, crew.executor(CONVERT), phase)
 
 

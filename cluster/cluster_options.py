@@ -16,8 +16,9 @@ class ClusterOptions:
 
     address: str | None = option(
         None,
-        help="A running Ray cluster that works, such as 10.0.0.1:6379, or auto; by default processes of this "
-        "machine do, and in a job that Ray started its own cluster.",
+        help="A running Ray cluster that works, such as 10.0.0.1:6379, or auto; local: one of this "
+        "machine, which ends with the command; by default processes of this machine do, and in a job that "
+        "Ray started its own cluster.",
         group=CLUSTER,
     )
     store_dir: str | None = option(

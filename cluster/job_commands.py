@@ -11,7 +11,7 @@ from rich.table import Table
 from builders.errors import UserError, WorkerError
 from builders.store import Notes
 from cluster.job_record import SILENT_S, JobRecord, ask_to_stop, known_record, records
-from cluster.progress import Reporter
+from cluster.progress import PARTS, Reporter
 from cluster.store_place import Place, existing_store
 
 _LOOK_S = 0.5
@@ -23,20 +23,28 @@ def jobs(place: Place) -> list[JobRecord]:
 
 
 def show(found: list[JobRecord], console: Console) -> None:
-    """A line a job, and what went wrong."""
-    table = Table(title=f"{len(found)} jobs")
+    """A line a job, and what went wrong; nothing is cut off, however narrow a log is."""
+    if not found:
+        console.print("no jobs")
+        return
+    table = Table(title=_number(found))
     for name in ("job", "state", "what", "done", "failures", "begun", "driver"):
-        table.add_column(name, no_wrap=name == "job")
+        table.add_column(name, no_wrap=name == "job", overflow="fold")
     for record in found:
         begun = time.strftime("%Y-%m-%d %H:%M", time.localtime(record.began_s))
         failures = sum(len(part.failures) for part in record.parts)
-        progress = f"{_share(record)}%, {_whole(record)} of {len(record.parts)}"
-        what = (record.label, progress, str(failures), begun, record.driver)
-        table.add_row(record.id, record.state_now, *what)
+        parts = f"{_whole(record)} of {len(record.parts)} {PARTS[record.unit]}s"
+        what = f"{record.verb} {record.output}"
+        facts = (f"{_share(record)}%, {parts}", str(failures), begun, record.driver)
+        table.add_row(record.id, record.state_now, what, *facts)
     console.print(table)
     for record in found:
         if remark := _remark(record):
             console.print(f"{record.id}: {remark}", highlight=False, markup=False)
+
+
+def _number(found: list[JobRecord]) -> str:
+    return "1 job" if len(found) == 1 else f"{len(found)} jobs"
 
 
 def follow(place: Place, job: str, report: Reporter) -> JobRecord:
@@ -84,7 +92,8 @@ class _Shown:
         before = self._record
         if before is None or _phase(before) != _phase(record):
             self.close()
-            self._report.start([part.size for part in record.parts], record.label, record.unit)
+            sizes, numbers = zip(*((part.size, part.number) for part in record.parts), strict=True)
+            self._report.start(sizes, record.label, record.unit, numbers)
             before = None
         for number, part in enumerate(record.parts):
             known = before.parts[number] if before else None

@@ -38,9 +38,17 @@ class JobLog:
         self._cancelled = False
         self._written: JobRecord | None = None
 
-    def phase(self, label: str, names: Sequence[str], sizes: Sequence[int], unit: Unit) -> None:
+    def phase(
+        self,
+        label: str,
+        names: Sequence[str],
+        sizes: Sequence[int],
+        unit: Unit,
+        numbers: Sequence[int] = (),
+    ) -> None:
         """Other work begins."""
-        parts = tuple(Part(name=name, size=size) for name, size in zip(names, sizes, strict=True))
+        facts = zip(names, sizes, numbers or range(len(sizes)), strict=True)
+        parts = tuple(Part(name=name, size=size, number=number) for name, size, number in facts)
         if self._record is None:
             self._begin()
         self._change(label=label, parts=parts, unit=unit)

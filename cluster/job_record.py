@@ -31,6 +31,8 @@ class PartRecord:
 
     name: str
     size: int
+    number: int = 0
+    """Of the rank; units are counted."""
     done: int = 0
     state: PartState = "open"
     where: str = ""

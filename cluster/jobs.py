@@ -6,10 +6,10 @@ import math
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from actors.executor import Executor, Witness
 from actors.processes import Processes
@@ -20,6 +20,9 @@ from cluster.job_log import JobLog
 from cluster.job_record import State
 from cluster.progress import Reporter, Unit
 from cluster.ray_cluster import join, warn_of_open_door
+
+if TYPE_CHECKING:
+    from actors.ray_jobs import RayJobs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,12 +53,26 @@ class Crew:
     report: Reporter
     log: JobLog | None = None
     """Where there is a store that keeps one."""
+    _kept: dict[Kind, RayJobs] = field(default_factory=dict, init=False)
+    """At most one kind."""
 
     def executor(self, kind: Kind) -> Executor:
-        """Processes of this machine, or actors on the cluster."""
+        """Processes of this machine, or actors on the cluster, which stay for the next jobs of their kind."""
         if not self.on_cluster:
             by_default = (os.cpu_count() or 1) if kind.many else 1
             return Processes(workers=self.options.workers or by_default)
+        kind = replace(kind, many=False)
+        if kind not in self._kept:
+            self.let_go()  # the others need what these take
+            self._kept[kind] = self._on_ray(kind)
+        return self._kept[kind]
+
+    def let_go(self) -> None:
+        """No worker is left."""
+        while self._kept:
+            self._kept.popitem()[1].close()
+
+    def _on_ray(self, kind: Kind) -> RayJobs:
         from actors.ray_jobs import RayJobs
         from actors.ray_worker import Needs
 
@@ -64,18 +81,24 @@ class Crew:
             accelerator_type=kind.accelerator_type,
             resources=resources_of(self.options.worker_resources),
         )
-        return RayJobs(workers=self.options.workers or _room(kind, needs.bundle), needs=needs)
+        workers = self.options.workers or _room(kind, needs.bundle)
+        return RayJobs(workers=workers, needs=needs, keep=True)
 
     @contextmanager
     def phase(
-        self, label: str, names: Sequence[str], sizes: Sequence[int], unit: Unit = "bytes"
+        self,
+        label: str,
+        names: Sequence[str],
+        sizes: Sequence[int],
+        unit: Unit = "bytes",
+        numbers: Sequence[int] = (),
     ) -> Iterator[Witness]:
         """A part of the command, of which progress is shown and kept."""
-        self.report.start(sizes, label, unit)
+        self.report.start(sizes, label, unit, numbers)
         try:
             if self.log:
-                self.log.phase(label, names, sizes, unit)
-            yield _Phase(names, self.report, self.log)
+                self.log.phase(label, names, sizes, unit, numbers)
+            yield _Phase(names, sizes, self.report, self.log)
         finally:
             self.report.finish()
 
@@ -83,19 +106,25 @@ class Crew:
 class _Phase:
     """Hears of jobs and passes it on; a job's number is that of its bar and of its line in the record."""
 
-    def __init__(self, names: Sequence[str], report: Reporter, log: JobLog | None) -> None:
+    def __init__(
+        self, names: Sequence[str], sizes: Sequence[int], report: Reporter, log: JobLog | None
+    ) -> None:
         self._names, self._report, self._log = names, report, log
+        self._left = dict(enumerate(sizes))
 
     def began(self, job: int, where: str) -> None:
         if self._log:
             self._log.part(job, state="in hand", where=where)
 
     def advanced(self, job: int, amount: int) -> None:
+        self._left[job] -= amount
         self._report.advance(job, amount)
         if self._log:
             self._log.part(job, done=self._log.parts()[job].done + amount)
 
     def done(self, job: int) -> None:
+        """All of it, also where it was found, because others have made it meanwhile."""
+        self.advanced(job, self._left[job])
         if self._log:
             self._log.part(job, state="done")
         self._report.done(job)
@@ -122,11 +151,11 @@ def crew_of(
     if on_cluster:
         warn_of_open_door(sys.stderr)
     crew = Crew(options=options, on_cluster=on_cluster, report=report, log=log)
-    if log is None:
-        yield crew
-        return
-    with _recorded(log):
-        yield crew
+    with _recorded(log) if log else nullcontext():
+        try:
+            yield crew
+        finally:
+            crew.let_go()
 
 
 @contextmanager

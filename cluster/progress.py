@@ -24,7 +24,9 @@ from rich.progress import (
 Unit = Literal["bytes", "percent"]
 """What a job's size is counted in: bytes of ranks, or hundredths of each of its units."""
 
-_PARTS: Mapping[Unit, str] = {"bytes": "rank", "percent": "unit"}
+PARTS: Mapping[Unit, str] = {"bytes": "rank", "percent": "unit"}
+"""What is counted so."""
+
 MOST_BARS = 16
 """Of parts: more would not fit on a screen, so of more only those that are in hand have one."""
 
@@ -35,8 +37,13 @@ MOST_SHARES = 8
 class Reporter(Protocol):
     """Hears how far a job is."""
 
-    def start(self, sizes: Sequence[int], label: str, unit: Unit = "bytes") -> None:
-        """A job begins; one size for each of its parts: ranks, or units."""
+    def start(
+        self, sizes: Sequence[int], label: str, unit: Unit = "bytes", numbers: Sequence[int] = ()
+    ) -> None:
+        """A job begins; one size for each of its parts: ranks, or units.
+
+        `numbers` are what they are called, as some may be done already; by default they are counted from 0.
+        """
 
     def advance(self, part: int, amount: int) -> None:
         """A part is this much further."""
@@ -71,11 +78,14 @@ class BarReporter:
         self._console = Console(file=stream)
         self._parts: dict[int, TaskID] = {}
 
-    def start(self, sizes: Sequence[int], label: str, unit: Unit = "bytes") -> None:
+    def start(
+        self, sizes: Sequence[int], label: str, unit: Unit = "bytes", numbers: Sequence[int] = ()
+    ) -> None:
         columns = (TextColumn("{task.description}"), BarColumn(), *_COLUMNS[unit], TimeRemainingColumn())
         self._progress = Progress(*columns, console=self._console)
         self._total = self._progress.add_task(label, total=sum(sizes))
         self._sizes, self._unit, self._parts = sizes, unit, {}
+        self._numbers = numbers or range(len(sizes))
         for part in range(len(sizes) if 1 < len(sizes) <= MOST_BARS else 0):
             self._add(part)
         self._progress.start()
@@ -92,7 +102,7 @@ class BarReporter:
             self._progress.remove_task(self._parts.pop(part))
 
     def _add(self, part: int) -> None:
-        name = f"  {_PARTS[self._unit]} {part}"
+        name = f"  {PARTS[self._unit]} {self._numbers[part]}"
         self._parts[part] = self._progress.add_task(name, total=self._sizes[part])
 
     def lost(self, part: int, what: str) -> None:
@@ -112,31 +122,33 @@ class LineReporter:
         self._stream, self._as_json = stream, as_json
         self._said_at = 0.0
 
-    def start(self, sizes: Sequence[int], label: str, unit: Unit = "bytes") -> None:
+    def start(
+        self, sizes: Sequence[int], label: str, unit: Unit = "bytes", numbers: Sequence[int] = ()
+    ) -> None:
         self._label, self._unit, self._total, self._done = label, unit, max(1, sum(sizes)), 0
-        self._sizes, self._whole = sizes, 0
+        self._sizes, self._whole, self._numbers = sizes, 0, numbers or range(len(sizes))
         self._each: dict[int, int] = {}
         self._began = self._said_at = time.monotonic()
-        self._say(**{f"{_PARTS[unit]}s": len(sizes)})
+        self._say(**{f"{PARTS[unit]}s": len(sizes)})
 
     def advance(self, part: int, amount: int) -> None:
         tenth = self._done * 10 // self._total
         self._done += amount
         self._each[part] = self._each.get(part, 0) + amount
-        if self._done * 10 // self._total > tenth and self._is_time:
+        if tenth < self._done * 10 // self._total < 10 and self._is_time:
             self._say()
 
     def done(self, part: int) -> None:
         self._whole += 1
         if self._as_json or (1 < len(self._sizes) <= MOST_BARS and self._is_time):
-            self._say(**{_PARTS[self._unit]: part, "size": self._sizes[part]})
+            self._say(**{PARTS[self._unit]: self._numbers[part], "size": self._sizes[part]})
 
     @property
     def _is_time(self) -> bool:
         return time.monotonic() - self._said_at > 2
 
     def lost(self, part: int, what: str) -> None:
-        line = json.dumps({"label": self._label, _PARTS[self._unit]: part, "lost": what})
+        line = json.dumps({"label": self._label, PARTS[self._unit]: self._numbers[part], "lost": what})
         print(line if self._as_json else what, file=self._stream, flush=True)
 
     def finish(self) -> None:
@@ -158,7 +170,7 @@ class LineReporter:
         left = "" if left_s is None else f", {self._speed(speed)}{left_s:.0f} s left"
         share = 100 * self._done // self._total
         many = len(self._sizes)
-        parts = f", {self._whole} of {many} {_PARTS[self._unit]}s" if many > 1 else ""
+        parts = f", {self._whole} of {many} {PARTS[self._unit]}s" if many > 1 else ""
         print(
             f"{self._label}: {share}%{self._size()}{parts}{self._shares()}{left}",
             file=self._stream,
@@ -166,15 +178,20 @@ class LineReporter:
         )
 
     def _in_hand(self) -> dict[int, int]:
-        """How far those parts are that are neither whole nor untouched."""
-        return {part: done for part, done in sorted(self._each.items()) if 0 < done < self._sizes[part]}
+        """How far those parts are that are neither whole nor untouched, by their numbers."""
+        return {self._numbers[part]: done for part, done in self._begun()}
+
+    def _begun(self) -> list[tuple[int, int]]:
+        return [(part, done) for part, done in sorted(self._each.items()) if 0 < done < self._sizes[part]]
 
     def _shares(self) -> str:
-        found = [f"{part} at {100 * done // self._sizes[part]}%" for part, done in self._in_hand().items()]
+        found = [
+            f"{self._numbers[part]} at {100 * done // self._sizes[part]}%" for part, done in self._begun()
+        ]
         if not found or len(self._sizes) == 1:
             return ""
         more = f" and {len(found) - MOST_SHARES} more" if len(found) > MOST_SHARES else ""
-        return f" ({_PARTS[self._unit]} {', '.join(found[:MOST_SHARES])}{more})"
+        return f" ({PARTS[self._unit]} {', '.join(found[:MOST_SHARES])}{more})"
 
     def _size(self) -> str:
         return f" of {self._total / 1e6:.1f} MB" if self._unit == "bytes" else ""

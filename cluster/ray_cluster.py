@@ -6,13 +6,15 @@ import re
 import signal
 import socket
 import threading
-from typing import TextIO
+from typing import Any, TextIO
 
 from builders.errors import UserError
 from cluster.ray_token import Door, door, open_door
 from cluster.settings import RAY_ADDRESS, ray_address
 
 _ADDRESS = re.compile(r"(?P<host>[^:/\s]+|\[[0-9a-fA-F:.]+\]):(?P<port>[0-9]{1,5})")
+LOCAL = "local"
+"""A cluster of this machine, which ends with the command; there too a worker that dies is replaced."""
 _WAIT_S = 5.0
 """For an answer; Ray itself would ask for minutes."""
 
@@ -41,16 +43,17 @@ def cluster_of(option: str | None) -> str | None:
 
 def connect(address: str, *, named: str = "--address") -> None:
     """Make this process a driver of the cluster, or say in one line why not."""
-    if address != "auto":
+    if address not in ("auto", LOCAL):
         _check(address, named)
     import ray  # takes a second, which nobody else needs to wait
 
-    if address != "auto" and (what := _MISFITS.get(door(address))):
+    if address not in ("auto", LOCAL) and (what := _MISFITS.get(door(address))):
         raise UserError(f"{named}={address}: the cluster {what}")
     heard = signal.getsignal(signal.SIGTERM)
     try:
         if not ray.is_initialized():
-            ray.init(address=address, log_to_driver=False)
+            alone: dict[str, Any] = {"include_dashboard": False} if address == LOCAL else {}
+            ray.init(address=address, log_to_driver=False, **alone)
         silence()
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise _refused(address, named, " ".join(str(error).split())) from error
@@ -79,7 +82,7 @@ def _check(address: str, named: str) -> None:
     found = _ADDRESS.fullmatch(address)
     if found is None or int(found["port"]) >= 2**16:
         raise UserError(
-            f"{named}={address}: not an address of Ray; write the head node's as 10.0.0.1:6379, or auto"
+            f"{named}={address}: not an address of Ray; write the head's as 10.0.0.1:6379, or auto, or local"
         )
     try:
         socket.create_connection((found["host"].strip("[]"), int(found["port"])), _WAIT_S).close()

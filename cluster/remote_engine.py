@@ -25,11 +25,14 @@ _LATE_S = 10.0
 
 
 _LOG = logging.getLogger("ray.serve")
-_MOST_LOSSES, _PAUSE_S = 3, 0.2
+_MOST_DEATHS, _PAUSE_S = 3, 0.2
 """Replicas that may die with one request, and how long to wait before the next is asked."""
 
-_SILENT_S = 15.0
-"""Replicas that have said nothing for so long are gone, or nobody's of here."""
+_FAILING_S = 60.0
+"""How long Serve may go on choosing replicas whose engine has failed, though there are others."""
+
+_HEARD_S, _SILENT_S = 3.0, 15.0
+"""Replicas that have said nothing for so long are asked to; and are gone."""
 
 
 class Call(Protocol):
@@ -57,8 +60,14 @@ class _Visit:
     """What its caller has, with which another replica goes on."""
     known_as: str
     """By the replica: each gets another name for it, so that late news of a dead one are none."""
-    losses: int = 0
+    sendings: int = 0
+    """How often it went to another replica."""
+    deaths: int = 0
     """Replicas that died with it."""
+    failure: WorkerError | None = None
+    """Of the engine of the replica that has it; what died with its process is not told."""
+    failing_since: float | None = None
+    """When it came to a replica whose engine has failed, first."""
     call: Call | None = None
     sender: bytes | None = None
     """The replica that has it."""
@@ -67,7 +76,7 @@ class _Visit:
         self.sender = sender
 
     def push(self, news: Tokens) -> None:
-        if self.losses:
+        if self.sendings:
             news = replace(news, request=self.request)
         self.engine._running += not self.stream.has_begun
         self.told.take(news)
@@ -76,7 +85,12 @@ class _Visit:
             self.engine._forget_ended(self)
 
     def end(self, ended: Ended) -> None:
-        self.fail(error_of(ended))
+        """Another replica may do what an engine that fails does not."""
+        error = error_of(ended)
+        if isinstance(error, WorkerError):
+            self.failure = error
+        else:
+            self.fail(error)
 
     def fail(self, error: RankforgeError) -> None:
         self.stream.fail(error)
@@ -118,7 +132,7 @@ class RemoteEngine:
 
     def _send(self, visit: _Visit, request: Request) -> None:
         self._port.expect(request.id, visit)
-        visit.known_as, visit.sender = request.id, None
+        visit.known_as, visit.sender, visit.failure = request.id, None, None
         visit.call = self._attend(encode(request), self._port.door)
 
     def cancel(self, request: str, index: int | None = None) -> None:
@@ -135,8 +149,15 @@ class RemoteEngine:
 
     def load(self) -> EngineLoad:
         waiting = len(self._visits) - self._running
-        why = next((one.recovering for _, one in self._reports.values() if one.recovering), None)
-        return EngineLoad(running=self._running, waiting=waiting, failure=self.failure, recovering=why)
+        reports = [report for _, report in self._reports.values()]
+        why = next((said for one in reports if (said := one.recovering or one.failure)), None)
+        failure = self.failure or (why if reports and all(one.failure for one in reports) else None)
+        return EngineLoad(running=self._running, waiting=waiting, failure=failure, recovering=why)
+
+    def heard_of(self) -> int:
+        """How many replicas say how they are."""
+        since = self._loop.time() - _HEARD_S
+        return sum(heard > since for heard, _ in self._reports.values())
 
     def stats(self) -> EngineStats:
         """Of all replicas that have had a request from here."""
@@ -184,8 +205,9 @@ class RemoteEngine:
         try:
             while (lost := await self._loss(visit)) and self._goes_on(visit, lost):
                 await asyncio.sleep(_PAUSE_S)
+                visit.sendings += 1
                 if request := visit.told.rest():
-                    self._send(visit, replace(request, id=f"{visit.request}~{visit.losses}"))
+                    self._send(visit, replace(request, id=f"{visit.request}~{visit.sendings}"))
         except BackPressureError as error:
             visit.fail(BusyError(f"{self._facts.name}: {error.message}"))
         except TaskCancelledError:
@@ -193,30 +215,45 @@ class RemoteEngine:
         except (RayError, RayServeException) as error:
             visit.fail(WorkerError(f"{self._facts.name}: its replica failed: {_first_line(error)}"))
 
-    async def _loss(self, visit: _Visit) -> RayActorError | None:
-        """Waits for the end of a call; what killed its replica, if that is what ended it."""
+    async def _loss(self, visit: _Visit) -> RayActorError | WorkerError | None:
+        """Waits for the end of a call; what killed its replica or its engine, if that is what ended it."""
         assert visit.call is not None, "it has been sent"
         try:
             await _result(visit.call)
         except RayActorError as error:
             return error
         await self._late(visit)
-        return None
+        return visit.failure
 
-    def _goes_on(self, visit: _Visit, lost: RayActorError) -> bool:
+    def _goes_on(self, visit: _Visit, lost: RayActorError | WorkerError) -> bool:
         self._port.forget(visit.known_as)
         if visit.stream.has_ended:
             return False
-        visit.losses += 1
-        if visit.losses > _MOST_LOSSES:
-            visit.fail(WorkerError(f"{self._facts.name}: its replicas die: {_first_line(lost)}"))
+        if error := self._hopeless(visit, lost):
+            visit.fail(error)
             return False
-        _LOG.warning("%s: a replica died; another goes on with %s", self._facts.name, visit.request)
+        what = "died" if isinstance(lost, RayActorError) else "failed"
+        _LOG.warning("%s: a replica %s; another goes on with %s", self._facts.name, what, visit.request)
         return True
+
+    def _hopeless(self, visit: _Visit, lost: RayActorError | WorkerError) -> WorkerError | None:
+        """Serve starts another replica for one that died; where an engine fails, another would too."""
+        if isinstance(lost, RayActorError):
+            visit.deaths += 1
+            is_too_much = visit.deaths > _MOST_DEATHS
+            why = WorkerError(f"{self._facts.name}: its replicas die: {_first_line(lost)}")
+            return why if is_too_much else None
+        now = self._loop.time()
+        visit.failing_since = visit.failing_since or now
+        return None if self._others(visit.sender) and now - visit.failing_since < _FAILING_S else lost
+
+    def _others(self, but: bytes | None) -> bool:
+        """Whether another replica's engine works."""
+        return any(not report.failure for sender, (_, report) in self._reports.items() if sender != but)
 
     async def _late(self, visit: _Visit) -> None:
         deadline = self._loop.time() + _LATE_S
-        while not visit.stream.has_ended:
+        while not (visit.stream.has_ended or visit.failure):
             if self._loop.time() > deadline:
                 visit.fail(WorkerError(f"{self._facts.name}: news of a request were lost on their way"))
             await asyncio.sleep(0.05)

@@ -23,8 +23,8 @@ from cluster.wire import Door, Dropped, NewsLine, Report
 
 _LOG = logging.getLogger("ray.serve")
 _PROOF = "first-token"
-_REPORT_S = 1.0
-"""How often ingresses hear of it, which show it as metrics."""
+_REPORT_S, _LOOK_S = 1.0, 0.1
+"""How often ingresses hear of it, and how soon of what they must know: its ranks fail, or are there again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,19 +64,29 @@ class Replica:
             line.requests.discard(request.id)
             self.engine.cancel(request.id)
 
+    def greet(self, door: Door) -> None:
+        """An ingress wants to hear of it, before any request."""
+        self._line(door).report(self._state())
+
     def check(self) -> None:
         """Raise why it takes no requests, if so."""
         if failure := self.engine.load().failure:
             raise WorkerError(failure)
 
     async def _report(self) -> None:
+        last, said = -_REPORT_S, None
         while True:
-            if self._lines:
-                load, stats = self.engine.load(), self.engine.stats()
-                report = Report(self.card.facts.name, stats, load.recovering)
+            load, now = self.engine.load(), time.monotonic()
+            is_news = (load.recovering, load.failure) != said
+            if is_news or now - last >= _REPORT_S:
+                last, said, state = now, (load.recovering, load.failure), self._state()
                 for line in self._lines.values():
-                    line.report(report)
-            await asyncio.sleep(_REPORT_S)
+                    line.report(state)
+            await asyncio.sleep(_LOOK_S)
+
+    def _state(self) -> Report:
+        load = self.engine.load()
+        return Report(self.card.facts.name, self.engine.stats(), load.recovering, load.failure)
 
     async def close(self) -> None:
         self._reporting.cancel()

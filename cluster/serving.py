@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
 
 import ray
 from ray import serve
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayError, RayTaskError
 from ray.serve._private.logging_utils import get_serve_logs_dir
+from ray.serve.exceptions import RayServeException
 from ray.serve.schema import ApplicationStatusOverview
 from ray.util.placement_group import placement_group_table
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
@@ -45,6 +46,9 @@ from cluster.wire import Door
 
 _STARTS = 3
 """How often a replica that cannot start is tried."""
+
+_GREET_S = 5.0
+"""What does not answer by then is greeted again."""
 
 _LOOK_BACK_S = 11.0
 """The load is averaged over this; Serve takes no less."""
@@ -124,6 +128,9 @@ class Model:
 
     async def card(self) -> Card:
         return self._replica.card
+
+    async def greet(self, door: Door) -> None:
+        self._replica.greet(door)
 
     async def load(self) -> EngineLoad:
         return self._replica.engine.load()
@@ -234,6 +241,12 @@ class _Replicas:
 
     async def card(self) -> Card:
         return await self._handle.card.remote()
+
+    async def greet(self, door: Door) -> None:
+        with suppress(TimeoutError, RayError, RayServeException):
+            await self._handle.broadcast("greet", door).results_async(
+                timeout_s=_GREET_S, return_exceptions=True
+            )
 
     def _attend(self, request: bytes, door: Door) -> Call:
         return self._handle.attend.remote(request, door)

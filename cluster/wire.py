@@ -49,6 +49,8 @@ class Report(Struct, frozen=True, array_like=True):
     stats: EngineStats
     recovering: str | None = None
     """Why its ranks are being started anew."""
+    failure: str | None = None
+    """Why it takes no requests."""
 
 
 class Posted(Struct, frozen=True, array_like=True):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,11 @@ torch.set_num_threads(1)
 
 ON_RAY = "/on_ray/"
 """Tests that share one Ray, which takes seconds to start: of several processes, one runs them all."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """See `tests/cuda_engines.py`."""
+    parser.addoption("--engines", type=Path, help="a folder of engines for tests on GPUs, built before")
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -30,15 +36,19 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 @pytest.fixture(scope="session")
-def local_ray() -> Iterator[None]:
-    """Two nodes, both on this machine: few logical CPUs, small object stores, no dashboard."""
+def local_ray() -> Iterator[Any]:
+    """A `Cluster` of two nodes, both on this machine: few logical CPUs, small object stores, no dashboard."""
     import ray
     from ray.cluster_utils import Cluster
 
+    from tests.actors.on_ray.clusters import sockets_left_behind
+
     node = {"num_cpus": 8, "object_store_memory": 80 << 20}
-    cluster = Cluster(initialize_head=True, head_node_args=node | {"include_dashboard": False})
-    cluster.add_node(**node)
-    ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
-    yield
-    ray.shutdown()
-    cluster.shutdown()
+    with sockets_left_behind():
+        cluster = Cluster(initialize_head=True, head_node_args=node | {"include_dashboard": False})
+        cluster.add_node(**node)
+        ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
+    yield cluster
+    with sockets_left_behind():
+        ray.shutdown()
+        cluster.shutdown()

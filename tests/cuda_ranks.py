@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,11 +21,12 @@ from builders.cuda.target import Target
 from builders.cuda.unit import candidates, new_scratch
 from builders.engine import Engine, Piece, Pieces, TorchEngine, interpreted
 from builders.export import Graphs, export_rank
-from builders.fuse import fused
-from builders.kernels.call import Config, Runner
+from builders.fuse import fused, narrow_logits
+from builders.kernels.call import Arg, Call, Config, Move, Repeat, Repeater, Runner
 from builders.kernels.linear import ScratchSize
 from builders.limits import Limits
-from builders.mapping import Mapping, rank_shape
+from builders.mapping import Mapping as Layout
+from builders.mapping import rank_shape
 from builders.ops import LayerCache, Step
 from builders.program import Program
 from builders.sources.hf import open_folder
@@ -56,7 +58,7 @@ def kernel_pair(
 ) -> Pair:
     """Both, with caches of their own; the plain one computes in float32 with the weights of the other."""
     model.save_pretrained(folder / "model")
-    out = convert_opened(open_folder(folder / "model"), Mapping(), folder / "out")
+    out = convert_opened(open_folder(folder / "model"), Layout(), folder / "out")
     manifest = read_manifest(out)
     spec, mapping = manifest.spec, manifest.mapping
     weights = {name: weight.to(on.dtype) for name, weight in rank_tensors(out, manifest, 0).items()}
@@ -93,15 +95,38 @@ def with_kernels(
     """Every site with the likeliest of its candidates."""
     choices = first_choices(graphs, limits)
     scratch = new_scratch(ScratchSize(partial=1 << 16, counters=1 << 12), on.device)
-    context = Context(runner=on.run, launch=Launch(scratch=scratch))
+    context = Context(runner=on.run, launch=Launch(scratch=scratch), repeater=repeating(on.run))
 
     def piece(program: Program) -> Piece:
-        ready = fused(program)
+        ready = narrow_logits(fused(program))
         return Piece(program=ready, runner=Executor(ready, choices, context))
 
     inner = TorchEngine(pieces(graphs, piece), 0, tensors, caches)
     ids = torch.zeros(limits.max_sequences, dtype=torch.int64, device=on.device)
     return CudaEngine(inner, context, limits, ids, trash=len(caches[0].k) - 1, sequences=sequences)
+
+
+def repeating(run: Runner) -> Repeater:
+    """Launches with other tensors, as the driver repeats them."""
+
+    def repeater(call: Call, moves: Sequence[Move]) -> Repeat:
+        def again(values: Mapping[str, Tensor]) -> None:
+            args = list(call.args)
+            for move in moves:
+                args[move.arg] = _elsewhere(call.args[move.arg], values[move.value], move.offset)
+            run([replace(call, args=tuple(args))])
+
+        return again
+
+    return repeater
+
+
+def _elsewhere(x: Arg, base: Tensor, offset: int) -> Tensor:
+    """A tensor of the same form, so many bytes from another one's first."""
+    assert isinstance(x, Tensor)
+    first = (base.storage_offset() * base.itemsize + offset) // x.itemsize
+    empty = torch.empty(0, dtype=x.dtype, device=x.device)
+    return empty.set_(base.untyped_storage(), first, x.shape, x.stride())  # type: ignore[call-overload, no-any-return]
 
 
 def fused_programs(graphs: Graphs) -> list[Program]:

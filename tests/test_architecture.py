@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -188,3 +189,9 @@ def test_every_file_is_in_the_architecture_page() -> None:
 
 def test_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+
+
+def test_test_files_have_names_of_their_own() -> None:
+    """Folders of tests that are no packages: pytest takes two of a name for one."""
+    names = Counter(file.name for file in ROOT.glob("tests/**/test_*.py"))
+    assert [name for name, number in names.items() if number > 1] == []

@@ -13,7 +13,9 @@ from torch import Tensor
 from builders.cuda.executor import Context
 from builders.cuda.steps import Buffers, Tiles, graph_sizes, is_decoding, there, to_device
 from builders.engine import TorchEngine
+from builders.kernels.call import Config
 from builders.kernels.draw import Wishes, draw
+from builders.kernels.likeliest import likeliest
 from builders.kernels.reduce import PeerBuffers
 from builders.limits import Limits
 from builders.ops import Step
@@ -43,6 +45,7 @@ class CudaEngine:
         trash: int,
         sequences: int | None = None,
         draws: bool = False,
+        finding: Config | None = None,
     ) -> None:
         self._programs, self._context = ranks_programs, context
         self._device, self._most = str(x.device), len(x)
@@ -51,6 +54,8 @@ class CudaEngine:
         )
         self.draws = draws
         """Whether there is a kernel for `draw`; older engines have none."""
+        self.finding = finding
+        """The kernels for `likeliest`; older engines have none."""
         self._graphs: dict[int, Callable[[], Tensor]] = {}
         self._before: Before | None = None
         self._after: After | None = None
@@ -80,7 +85,15 @@ class CudaEngine:
         """Tokens [R]; see `builders.kernels.draw`."""
         out = torch.empty_like(slots)
         with self._on_device():
-            self._context.runner(draw(scores, slots, positions, wishes, out=out, scaled=scaled))
+            self._context.runner(draw(scores.contiguous(), slots, positions, wishes, out=out, scaled=scaled))
+        return out
+
+    def likeliest(self, scores: Tensor) -> Tensor:
+        """Tokens [R]; see `builders.kernels.likeliest`."""
+        assert self.finding, "an engine that has kernels for it"
+        out = torch.empty(len(scores), dtype=torch.int64, device=scores.device)
+        with self._on_device():
+            self._context.runner(likeliest(scores, out=out, config=self.finding))
         return out
 
     def prepare(
@@ -111,7 +124,7 @@ class CudaEngine:
             return self.decode(step, x)
         with self._on_device():
             tiles = Tiles(step, self._device)
-            self._context.launch = replace(self._context.launch, tiles=tiles)
+            self._context.launch = replace(self._context.launch, tiles=tiles, recorded={})
             return self._programs.forward(there(x, self._device), to_device(step, self._device))
 
     def decode(self, step: Step, x: Tensor | None = None) -> Tensor:
@@ -128,7 +141,7 @@ class CudaEngine:
         return torch.cuda.device(self._device) if self._device.startswith("cuda") else nullcontext()
 
     def _run(self, size: int) -> Tensor:
-        self._context.launch = replace(self._context.launch, tiles=None)
+        self._context.launch = replace(self._context.launch, tiles=None, recorded={})
         x, step = self._buffers.front(size)
         out = self._programs.forward(self._before(step.sequences) if self._before else x, step)
         if self._after:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -109,6 +109,7 @@ class PromptTiles:
 
     load: Load
     device: str
+    made: dict[int, Tensor] = field(default_factory=dict)
 
     def __call__(self, rows: int) -> Tensor:
         load = self.load
@@ -118,4 +119,5 @@ class PromptTiles:
             )
             for index in range(load.batch)
         ]
-        return torch.tensor(tile_table(chunks, rows), dtype=torch.int32, device=self.device)
+        table = torch.tensor(tile_table(chunks, rows), dtype=torch.int32, device=self.device)
+        return self.made.setdefault(rows, table)

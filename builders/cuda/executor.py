@@ -10,11 +10,12 @@ from torch import Tensor
 
 from builders.cuda.example import ANY
 from builders.cuda.launch import Launch
+from builders.cuda.repeat import Again, Done, carry_out, repeated
 from builders.cuda.site import Site, sites_of
 from builders.cuda.table import KERNELS
 from builders.fuse.graph import is_value
 from builders.fuse.reference import fused_operators
-from builders.kernels.call import Config, Runner
+from builders.kernels.call import Config, Repeater, Runner
 from builders.live import last_uses
 from builders.program import Operators, Program, decoded, plain_operators
 
@@ -25,6 +26,8 @@ class Context:
 
     runner: Runner
     launch: Launch
+    repeater: Repeater | None = None
+    """Where launches can be repeated."""
 
 
 _ATTENDING = ("fused.attend", "fused.rotate_and_attend")
@@ -62,18 +65,30 @@ class Executor:
         self._steps = prepared(program, choices)
 
     def __call__(self, bound: Mapping[str, Any]) -> list[Tensor]:
-        values = dict(bound)
-        for step in self._steps:
-            args = [decoded(arg, values) for arg in step.args]
-            config = self._config(step, args)
-            if config is None:
-                kwargs = {name: decoded(arg, values) for name, arg in step.kwargs.items()}
-                values[step.out] = self._operators[step.op](*args, **kwargs)
-            else:
-                values[step.out] = self._launched(step, config, args)
-            for name in step.ends:
-                del values[name]
+        values, recorded = dict(bound), self._context.launch.recorded
+        if recorded is None:
+            for step in self._steps:
+                self._run(step, values)
+        elif self in recorded:
+            for again in recorded[self]:
+                again(values)
+        else:
+            recorded[self] = [self._recorded(step, values) for step in self._steps]
         return [values[name] for name in self._outputs]
+
+    def _run(self, step: Prepared, values: dict[str, Any]) -> Done | None:
+        """Carry out an instruction; says how, where kernels did it."""
+        args = [decoded(arg, values) for arg in step.args]
+        config, done = self._config(step, args), None
+        if config is None:
+            kwargs = {name: decoded(arg, values) for name, arg in step.kwargs.items()}
+            values[step.out] = self._operators[step.op](*args, **kwargs)
+        else:
+            done = self._launched(step, config, args)
+            values[step.out] = done.out
+        for name in step.ends:
+            del values[name]
+        return done
 
     def _config(self, step: Prepared, args: Sequence[Any]) -> Config | None:
         """The kernel for this many rows; None where there is none and PyTorch has to do it."""
@@ -86,11 +101,24 @@ class Executor:
         fitting = [size for size in step.configs if size >= rows]
         return step.configs[min(fitting)] if fitting else step.configs.get(ANY)
 
-    def _launched(self, step: Prepared, config: Config, args: Sequence[Any]) -> Tensor:
-        kernel = KERNELS[step.op]
+    def _launched(self, step: Prepared, config: Config, args: Sequence[Any]) -> Done:
+        kernel, launch = KERNELS[step.op], self._context.launch
         out = kernel.room(config, args, step.spent)
-        kernel.run(config, args, out, self._context.launch, self._context.runner)
-        return out
+        work = kernel.work(config, args, out, launch)
+        carry_out(work, self._context.runner)
+        return Done(given=_given(step, args), name=step.out, out=out, work=work, lasting=launch.lasting())
+
+    def _recorded(self, step: Prepared, values: dict[str, Any]) -> Again:
+        """Carry it out, and tell how to do so with the values of another layer."""
+        repeater, done = self._context.repeater, self._run(step, values)
+        if done is not None and repeater is not None:
+            return repeated(done, step.ends, repeater)
+        return lambda others: self._run(step, others)
+
+
+def _given(step: Prepared, args: Sequence[Any]) -> dict[str, Tensor]:
+    named = zip(step.args, args, strict=True)
+    return {arg["value"]: x for arg, x in named if is_value(arg) and isinstance(x, Tensor)}
 
 
 def prepared(program: Program, choices: Choices) -> list[Prepared]:

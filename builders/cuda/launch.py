@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -11,8 +11,8 @@ from torch import Tensor
 
 from builders.cuda.example import ANY, Load, example
 from builders.cuda.site import Site
-from builders.cuda.wide import WIDE, Wide, adds_up, is_wide
-from builders.kernels.call import Call, Config, Runner
+from builders.cuda.wide import WIDE, Work, adds_up, is_wide, wide
+from builders.kernels.call import Call, Config
 from builders.kernels.direct import direct, direct_configs, is_direct
 from builders.kernels.linear import (
     MAX_ROWS,
@@ -29,15 +29,36 @@ from builders.limits import Limits
 from builders.spec import NormKind
 
 
+class TileTables(Protocol):
+    """How a step's prompts are cut, for tiles of any number of rows."""
+
+    @property
+    def made(self) -> Mapping[int, Tensor]:
+        """So far."""
+
+    def __call__(self, rows: int) -> Tensor:
+        """[n, 3]"""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Launch:
     """What a step gives every launch beside the operator's arguments."""
 
     scratch: Scratch | None = None
-    tiles: Callable[[int], Tensor] | None = None
-    """For steps with prompts: how attention is cut, [n, 3] for tiles of so many rows."""
+    tiles: TileTables | None = None
+    """For steps with prompts: how attention is cut."""
     peers: PeerBuffers | None = None
     """Where ranks sum up by kernels of ours; otherwise a communicator does."""
+    recorded: dict[Any, Any] | None = None
+    """What programs have done in this step, for layers that are like earlier ones; None: none is repeated."""
+
+    def lasting(self) -> list[Tensor]:
+        """What launches of this step have in common, whatever they are given."""
+        found = [] if self.scratch is None else [self.scratch.partial, self.scratch.counters]
+        found += [] if self.tiles is None else self.tiles.made.values()
+        if self.peers is not None:
+            found += [self.peers.inbox, self.peers.epochs, *self.peers.others]
+        return found
 
 
 class Kernel(Protocol):
@@ -63,9 +84,9 @@ class Kernel(Protocol):
     def calls(self, config: Config, args: Sequence[Any], out: Tensor, launch: Launch) -> list[Call]:
         """What to launch."""
 
-    def run(self, config: Config, args: Sequence[Any], out: Tensor, launch: Launch, runner: Runner) -> None:
-        """Launch it, and whatever else there is to do."""
-        runner(self.calls(config, args, out, launch))
+    def work(self, config: Config, args: Sequence[Any], out: Tensor, launch: Launch) -> Sequence[Work]:
+        """All that there is to do, in order: launches, unless told."""
+        return self.calls(config, args, out, launch)
 
     def scratch(self, config: Config, args: Sequence[Any]) -> ScratchSize:
         """What `calls` needs of the scratch: nothing, unless told."""
@@ -105,8 +126,7 @@ class LinearKernel(Kernel):
     def calls(self, config: Config, args: Sequence[Any], out: Tensor, launch: Launch) -> list[Call]:
         x, layer, before = args[0], _layer(args), list[Call]()
         if is_wide(config):
-            wide = Wide.of(x, layer, args[3], out, overlap=config.overlap)
-            return [*wide.before, *wide.after]
+            return [one for one in self.work(config, args, out, launch) if isinstance(one, Call)]
         if layer.norm is not None and ("BLOCK_M" in config.blocks or is_direct(config)):
             # Every program would normalize all rows again: for several, that costs more than a launch.
             normed = torch.empty_like(x)
@@ -116,11 +136,10 @@ class LinearKernel(Kernel):
             return [*before, *direct(x, layer, config, out=out, residual=args[3])]
         return [*before, *linear(x, layer, config, out=out, residual=args[3], scratch=launch.scratch)]
 
-    def run(self, config: Config, args: Sequence[Any], out: Tensor, launch: Launch, runner: Runner) -> None:
+    def work(self, config: Config, args: Sequence[Any], out: Tensor, launch: Launch) -> Sequence[Work]:
         if is_wide(config):
-            Wide.of(args[0], _layer(args), args[3], out, overlap=config.overlap).run(runner)
-        else:
-            runner(self.calls(config, args, out, launch))
+            return wide(args[0], _layer(args), args[3], out, overlap=config.overlap)
+        return self.calls(config, args, out, launch)
 
     def scratch(self, config: Config, args: Sequence[Any]) -> ScratchSize:
         shared = not is_wide(config) and not is_direct(config)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from builders.checkpoint import rank_tensors
 from builders.constants import rank_constants
-from builders.cuda.draw import DRAW
+from builders.cuda.choosing import DRAW, LIKELIEST
 from builders.cuda.engine import CudaEngine
 from builders.cuda.executor import Choices, Context, Executor
 from builders.cuda.launch import Launch
@@ -54,6 +54,7 @@ def load_cuda(
         trash=num_blocks,
         sequences=limits.max_sequences * checkpoint.mapping.pp_size,
         draws=DRAW in found,
+        finding=found[LIKELIEST].config if LIKELIEST in found else None,
     )
 
 
@@ -68,7 +69,8 @@ def choices_of(folder: Path, manifest: TorchManifest) -> dict[str, Choice]:
 def _context(choices: Collection[Choice], device: str) -> Context:
     size = reduce(or_, (choice.scratch for choice in choices), ScratchSize())
     kernels = Kernels(kernel for choice in choices for kernel in choice.compiled)
-    return Context(runner=kernels.run, launch=Launch(scratch=new_scratch(size, device)))
+    launch = Launch(scratch=new_scratch(size, device))
+    return Context(runner=kernels.run, launch=launch, repeater=kernels.repeat)
 
 
 def _with_kernels(pieces: Pieces, choices: Choices, context: Context) -> Pieces:

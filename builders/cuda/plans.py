@@ -8,19 +8,22 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import torch
+
 from builders.build import BuildPlan, UnitPlan, plan_build
 from builders.checkpoint import Manifest
 from builders.compiled import versions
-from builders.cuda.draw import DrawUnit
+from builders.cuda.choosing import DrawUnit, LikeliestUnit
 from builders.cuda.site import Site, sites_of
 from builders.cuda.table import KERNELS
 from builders.cuda.target import Target
 from builders.cuda.unit import KernelPlan, plan_kernel, triton_version, write_choice
 from builders.engine_manifest import TorchManifest, Unit
-from builders.fuse import fused
+from builders.fuse import fused, narrow_logits
 from builders.fuse.types import typed
 from builders.keys import Recipe
 from builders.limits import Limits
+from builders.mapping import padded_vocab
 from builders.program import Program
 from builders.store import Store
 from builders.store.locks import Wait, locked
@@ -48,9 +51,10 @@ class KernelUnit:
 
 @contextmanager
 def _device_of_ones_own(root: Path) -> Iterator[None]:
-    """Two that time kernels on one device at once would both be wrong."""
+    """Two that time kernels on one device at once would both be wrong; others of the store have others."""
     wait = Wait(limit_s=_LONGEST_TURN_S, announce=lambda _text: None)
-    with locked(root / "device.lock", "the device, to time kernels on", wait):
+    name = torch.cuda.get_device_properties().uuid
+    with locked(root / f"device-{name}.lock", "the device, to time kernels on", wait):
         yield
 
 
@@ -60,11 +64,11 @@ class CudaPlan:
 
     target: Target
     programs: BuildPlan
-    kernels: tuple[KernelUnit | DrawUnit, ...]
+    kernels: tuple[KernelUnit | DrawUnit | LikeliestUnit, ...]
     holds_weights: bool = False
 
     @property
-    def units(self) -> tuple[UnitPlan | KernelUnit | DrawUnit, ...]:
+    def units(self) -> tuple[UnitPlan | KernelUnit | DrawUnit | LikeliestUnit, ...]:
         return (*self.programs.units, *self.kernels)
 
     @property
@@ -95,18 +99,28 @@ class CudaPlan:
 def plan_cuda(
     checkpoint: Manifest, limits: Limits, target: Target, *, only: Collection[int] | None = None
 ) -> CudaPlan:
-    """Programs of every rank, a kernel for every site and number of rows, whatever the depth, and drawing."""
+    """Programs of every rank, a kernel for every site and number of rows whatever the depth, and choosing."""
     programs = plan_build(checkpoint, limits, compiled=False, only=only, rewritten=_rewritten)
     kernels: dict[str, KernelUnit] = {}
     for site, rows in _places([unit.program for unit in programs.units], limits):
         unit = KernelUnit(plan=plan_kernel(site, rows, limits, target))
         kernels.setdefault(unit.recipe.key, unit)
-    drawing = DrawUnit(vocabulary=checkpoint.spec.vocab_size, target=target)
-    return CudaPlan(target=target, programs=programs, kernels=(*kernels.values(), drawing))
+    return CudaPlan(
+        target=target, programs=programs, kernels=(*kernels.values(), *_choosing(checkpoint, target))
+    )
+
+
+def _choosing(checkpoint: Manifest, target: Target) -> tuple[DrawUnit, LikeliestUnit]:
+    spec = checkpoint.spec
+    padded = padded_vocab(spec, checkpoint.mapping)
+    likeliest = LikeliestUnit(
+        vocabulary=spec.vocab_size, padded=padded, dtype=checkpoint.dtype, target=target
+    )
+    return DrawUnit(vocabulary=spec.vocab_size, target=target), likeliest
 
 
 def _rewritten(program: Program) -> Program:
-    return typed(fused(program))
+    return typed(narrow_logits(fused(program)))
 
 
 def _places(programs: list[Program], limits: Limits) -> Iterator[tuple[Site, int]]:

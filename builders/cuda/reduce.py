@@ -30,7 +30,9 @@ class AllReduceKernel(Kernel):
         return torch.empty_like(args[0], memory_format=torch.contiguous_format)
 
     def takes(self, args: Sequence[Any], launch: Launch) -> bool:
-        return launch.peers is not None and fits(args[0], launch.peers)
+        x, _, residual = args
+        whole = x.is_contiguous() and (residual is None or residual.is_contiguous())
+        return launch.peers is not None and whole and fits(x, launch.peers)
 
     def calls(self, config: Config, args: Sequence[Any], out: Tensor, launch: Launch) -> list[Call]:
         x, ranks, residual = args
@@ -38,5 +40,4 @@ class AllReduceKernel(Kernel):
             x = x.new_empty(4)  # to compile for: one kernel serves all sizes
             added = None if residual is None else x
             return all_reduce(x, example_buffers(ranks), config, out=x, residual=added)
-        added = None if residual is None else residual.contiguous()
-        return all_reduce(x.contiguous(), launch.peers, config, out=out, residual=added)
+        return all_reduce(x, launch.peers, config, out=out, residual=residual)

@@ -76,14 +76,14 @@ class Tiles:
 
     def __init__(self, step: Step, device: str) -> None:
         self._chunks, self._device = list(_chunks(step)), device
-        self._made: dict[int, Tensor] = {}
+        self.made: dict[int, Tensor] = {}
 
     def __call__(self, rows: int) -> Tensor:
         """[n, 3]"""
-        if rows not in self._made:
+        if rows not in self.made:
             table = tile_table(self._chunks, rows)
-            self._made[rows] = there(torch.tensor(table, dtype=torch.int32), self._device)
-        return self._made[rows]
+            self.made[rows] = there(torch.tensor(table, dtype=torch.int32), self._device)
+        return self.made[rows]
 
 
 def _chunks(step: Step) -> Iterator[Chunk]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from builders.kernels.call import Call, Config, Runner
+from builders.kernels.call import Call, Config
 from builders.kernels.linear import Linear
 from builders.kernels.norm import ACTIVATION_CONFIGS, NORM_CONFIGS, activation, norm
 
@@ -25,43 +25,52 @@ def adds_up(layer: Linear) -> bool:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wide:
-    """One layer on its way: launches, the product, launches."""
+class Product:
+    """out = x · weightᵀ and what is added to it, by cuBLAS."""
 
-    before: list[Call]
     x: Tensor
-    layer: Linear
-    product: Tensor
-    after: list[Call]
+    weight: Tensor
+    bias: Tensor | None
     residual: Tensor | None
     out: Tensor
 
-    @staticmethod
-    def of(x: Tensor, layer: Linear, residual: Tensor | None, out: Tensor, *, overlap: bool) -> Wide:
-        """Everything but the work."""
-        before, after, normed, product = list[Call](), list[Call](), x, out
-        if layer.norm is not None:
-            normed = torch.empty_like(x)
-            before = norm(x, layer.norm, replace(NORM_CONFIGS[0], overlap=overlap), out=normed)
-        if layer.activation is not None:
-            product = out.new_empty(len(x), layer.weight.shape[0])
-            config = replace(ACTIVATION_CONFIGS[0], overlap=overlap)
-            after = activation(product, layer.activation, layer.gated, config, out=out)
-        return Wide(
-            before=before, x=normed, layer=layer, product=product, after=after, residual=residual, out=out
-        )
-
-    def run(self, runner: Runner) -> None:
-        """The residual is where the sums begin, unless something comes in between."""
-        runner(self.before)
-        bias, weight = self.layer.bias, self.layer.weight.t()
-        starts = [term for term in (bias, self.residual if not self.after else None) if term is not None]
+    def __call__(self) -> None:
+        """What is added is where the sums begin."""
+        starts = [term for term in (self.bias, self.residual) if term is not None]
         if starts:
-            torch.addmm(starts[0], self.x, weight, out=self.product)
+            torch.addmm(starts[0], self.x, self.weight.t(), out=self.out)
         else:
-            torch.mm(self.x, weight, out=self.product)
+            torch.mm(self.x, self.weight.t(), out=self.out)
         for term in starts[1:]:
-            self.product.add_(term)
-        runner(self.after)
-        if self.after and self.residual is not None:
-            self.out.add_(self.residual)
+            self.out.add_(term)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sum:
+    """out += residual, where an activation comes before."""
+
+    residual: Tensor
+    out: Tensor
+
+    def __call__(self) -> None:
+        self.out.add_(self.residual)
+
+
+Work = Call | Product | Sum
+
+
+def wide(x: Tensor, layer: Linear, residual: Tensor | None, out: Tensor, *, overlap: bool) -> list[Work]:
+    """All of one layer, in order."""
+    work, product, late = list[Work](), out, layer.activation is not None
+    if layer.norm is not None:
+        normed = torch.empty_like(x)
+        work += norm(x, layer.norm, replace(NORM_CONFIGS[0], overlap=overlap), out=normed)
+        x = normed
+    if late:
+        product = out.new_empty(len(x), layer.weight.shape[0])
+    first = None if late else residual
+    work.append(Product(x=x, weight=layer.weight, bias=layer.bias, residual=first, out=product))
+    if layer.activation is not None:
+        config = replace(ACTIVATION_CONFIGS[0], overlap=overlap)
+        work += activation(product, layer.activation, layer.gated, config, out=out)
+    return [*work, Sum(residual=residual, out=out)] if late and residual is not None else work

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from builders.fuse.attention import ATTENTION_RULES
 from builders.fuse.embedding import EMBEDDING_RULES
 from builders.fuse.graph import rewritten
@@ -17,3 +19,12 @@ def fused(program: Program) -> Program:
     for rule in (*EMBEDDING_RULES, *ATTENTION_RULES, *LINEAR_RULES, *REDUCE_RULES):
         program = rewritten(program, rule)
     return program
+
+
+def narrow_logits(program: Program) -> Program:
+    """Logits as the head computes them, where the program only widens them then: not all are read twice."""
+    widening = program.instructions[-1]
+    if "wanted" not in program.inputs or widening.op != "aten.to" or (widening.out,) != program.outputs:
+        return program
+    narrow: str = widening.args[0]["value"]
+    return replace(program, instructions=program.instructions[:-1], outputs=(narrow,))

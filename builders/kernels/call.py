@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
@@ -88,6 +88,25 @@ class Call:
 
 Runner = Callable[[Iterable[Call]], None]
 """Executes launches in order: the driver on a GPU, Triton's interpreter in tests."""
+
+
+@dataclass(frozen=True)
+class Move:
+    """An argument of a launch that lies elsewhere when the launch is repeated."""
+
+    arg: int
+    """Which of the call's."""
+    value: str
+    """The name of the tensor that it is, or is a part of."""
+    offset: int
+    """Bytes from that tensor's first."""
+
+
+Repeat = Callable[[Mapping[str, Tensor]], None]
+"""Executes a launch again, with these tensors for those of the same names."""
+
+Repeater = Callable[[Call, Sequence[Move]], Repeat]
+"""Makes a launch ready to be repeated: cheaper than to describe it anew every time."""
 
 
 def call(

@@ -44,7 +44,12 @@ class Home:
 
     def prepare(self) -> None:
         """Refuse, before any work, a place that cannot be reached, read or written; make it a home."""
-        self.objects.now_s()
+        try:
+            self.objects.now_s()
+        except MissingObject as error:
+            raise ArtifactError(
+                f"{self.url}: cannot be written or read there; make the bucket or folder, or give another"
+            ) from error
         if not self._is_home():
             self.objects.write(FORMAT)
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -39,32 +41,40 @@ class PlanUnit:
     """The first of those that run it."""
     limits: Limits
     target: Target
-    weights: Path | None
-    """The checkpoint whose weights go into the plan; None where they are given to it when it runs."""
+    weights: Path | str | None
+    """What goes into the plan: of a checkpoint's folder, or of the rank's own entry in the store, by its key;
+    None where weights are given to it when it runs."""
 
     def build(self, folder: Path, store: Store, heard: Heard) -> None:
         """Write the plan and what is known of it; what the builder learned goes to the store."""
         trt, timings = load_library(self.target.library), timing_cache_name(self.target)
-        network = self.network(trt)
         known = store.read_blob(timings) if self.target.is_timed else None
-        plan = build_plan(network, self.target, timing_cache=known or b"", heard=heard)
+        with self.opened_weights(store) as weights:
+            network = self.network(trt, weights)
+            plan = build_plan(network, self.target, timing_cache=known or b"", heard=heard)
         (folder / PLAN).write_bytes(plan.data)
         write_facts(folder, facts_of(trt, network, plan))
         if plan.timing_cache:
             # Of two builds at once the last wins: what the other learned is only measured again.
             store.write_blob(timings, plan.timing_cache)
 
-    def network(self, trt: Any) -> Network:
+    def network(self, trt: Any, weights: Weights | None = None) -> Network:
         """What TensorRT is to build."""
         checkpoint, dtype = self.checkpoint, getattr(torch, self.checkpoint.dtype)
         spec, mapping = checkpoint.spec, checkpoint.mapping
-        return lower(self.graphs, spec, mapping, self.rank, dtype, self.limits, trt, self._weights())
+        return lower(self.graphs, spec, mapping, self.rank, dtype, self.limits, trt, weights)
 
-    def _weights(self) -> Weights | None:
+    @contextmanager
+    def opened_weights(self, store: Store) -> Iterator[Weights | None]:
         """Hashed before they are mapped: other checkpoints' builds will trust the key."""
-        if self.weights is None:
-            return None
-        return rank_tensors(self.weights, self.checkpoint, self.rank, verify=True).__getitem__
+        if isinstance(self.weights, str):
+            with store.open(self.weights, verify=False) as entry:
+                yield self._mapped(entry.folder)
+        else:
+            yield self._mapped(self.weights) if self.weights else None
+
+    def _mapped(self, folder: Path) -> Weights:
+        return rank_tensors(folder, self.checkpoint, self.rank, verify=True).__getitem__
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,8 +121,12 @@ def plan_plans(
     *,
     strip: bool,
     only: Collection[int] | None = None,
+    entries: Mapping[int, str] = MappingProxyType({}),
 ) -> TrtPlan:
-    """Export one rank of every shape; without weights, ranks of equal shape share a plan."""
+    """Export one rank of every shape; without weights, ranks of equal shape share a plan.
+
+    Ranks that are entries of the store are named by their keys: not everyone who builds sees the folder.
+    """
     graphs: dict[Any, Graphs] = {}
     units: dict[str, PlanUnit] = {}
     ranks: list[int | None] = []
@@ -124,7 +138,8 @@ def plan_plans(
         if shape not in graphs:
             graphs[shape] = _exported(checkpoint, rank, limits)
             check_target(target, checkpoint.spec, graphs[shape], limits)
-        unit = _unit(graphs[shape], checkpoint, rank, limits, target, None if strip else folder)
+        weights = None if strip else entries.get(rank, folder)
+        unit = _unit(graphs[shape], checkpoint, rank, limits, target, weights)
         units.setdefault(unit.recipe.key, unit)
         ranks.append(list(units).index(unit.recipe.key))
     return TrtPlan(target=target, stripped=strip, units=tuple(units.values()), ranks=tuple(ranks))
@@ -137,7 +152,12 @@ def _exported(checkpoint: Manifest, rank: int, limits: Limits) -> Graphs:
 
 
 def _unit(
-    graphs: Graphs, checkpoint: Manifest, rank: int, limits: Limits, target: Target, weights: Path | None
+    graphs: Graphs,
+    checkpoint: Manifest,
+    rank: int,
+    limits: Limits,
+    target: Target,
+    weights: Path | str | None,
 ) -> PlanUnit:
     inputs: dict[str, Any] = {
         "programs": _hashes(graphs),

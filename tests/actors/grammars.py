@@ -28,9 +28,8 @@ from tests.actors.scenario import LIMITS
 from tests.actors.test_detokenizer import CORPUS
 from tests.actors.wishes import EOS, Wish, ends_of, prompt_of, wish_of
 from tests.builders.test_engine import build
-from tests.cluster.test_build import make
-from tests.cluster.test_convert import go
 from tests.convert_tools import convert_opened
+from tests.cuda_engines import build_untimed
 from tests.oracle import llama, random_model
 
 VOCAB = 401
@@ -95,9 +94,7 @@ def held(folder: Path, mapping: Mapping, *, target: str = "cpu") -> Held:
         checkpoint = convert_opened(open_folder(folder / "model"), mapping, folder / "engine")
         engine = build(checkpoint, compiled=False, limits=LIMITS)
     else:
-        go(folder / "model", folder / "checkpoint", dtype="float32", tp_size=mapping.tp_size)
-        engine = folder / "engine"
-        make(folder / "checkpoint", engine, no_compile=False, target=target, **vars(LIMITS))
+        engine = build_untimed(folder / "model", mapping, LIMITS, folder, target)
         (engine / "generation_config.json").write_text(json.dumps({"eos_token_id": EOS}))
     words.save_pretrained(engine / "tokenizer")
     return Held(model=model, tokenizer=words, engine=engine)

@@ -18,6 +18,12 @@ def double(job: int, advance: Callable[[int], None]) -> int:
     return 2 * job
 
 
+def fall(job: int, advance: Callable[[int], None]) -> None:
+    """Every job is less than the one before it."""
+    advance(1000 - job)
+    time.sleep(0.03)
+
+
 def first_time(mark: Path) -> bool:
     try:
         mark.touch(exist_ok=False)

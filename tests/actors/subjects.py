@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from builders.mapping import Mapping
 from builders.sources.opened import Opened, open_source
@@ -14,9 +14,8 @@ from tests.actors.scenario import LIMITS
 from tests.actors.wishes import EOS, Wish, wishes_of
 from tests.builders.test_engine import build
 from tests.builders.test_nemo import gpt_next
-from tests.cluster.test_build import make
-from tests.cluster.test_convert import go
 from tests.convert_tools import convert_opened
+from tests.cuda_engines import build_untimed
 from tests.nemo_writer import CORE, config_of, nemo_tensors, write_nemo
 from tests.oracle import MODELS, random_model
 
@@ -54,16 +53,21 @@ class Subject:
         opened = open_source(saved, scratch=folder / "scratch")
         return cls(model=model, saved=saved, opened=opened, wishes=wishes_of(model))
 
+    @classmethod
+    def saved_before(cls, folder: Path) -> Subject:
+        """What `of` left there, perhaps on another machine."""
+        saved = folder / "model"
+        model = AutoModelForCausalLM.from_pretrained(saved, attn_implementation="eager").eval()
+        opened = open_source(saved, scratch=folder / "scratch")
+        return cls(model=model, saved=saved, opened=opened, wishes=wishes_of(model))
+
     def engine(self, mapping: Mapping, out: Path) -> Path:
         """Interpreted: compiling takes longer than all that is tested here."""
         return _ending(build(convert_opened(self.opened, mapping, out), compiled=False, limits=LIMITS))
 
-    def cuda_engine(self, mapping: Mapping, out: Path) -> Path:
-        """Kernels chosen on the device at hand; in float32, so that greedy tokens are the oracle's."""
-        sizes = {"tp_size": mapping.tp_size, "pp_size": mapping.pp_size, "ep_size": mapping.ep_size}
-        go(self.saved, out / "checkpoint", dtype="float32", **sizes)
-        make(out / "checkpoint", out / "engine", no_compile=False, target="cuda", **vars(LIMITS))
-        return _ending(out / "engine")
+    def cuda_engine(self, mapping: Mapping, out: Path, target: str, workers: int | None = None) -> Path:
+        """With kernels."""
+        return _ending(build_untimed(self.saved, mapping, LIMITS, out, target, workers))
 
 
 def _ending(engine: Path) -> Path:

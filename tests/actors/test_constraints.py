@@ -23,6 +23,7 @@ from tests.actors.grammars import PATTERNS, Held, company, held
 from tests.actors.scenario import Scenario
 from tests.actors.test_generator import Interrupted
 from tests.actors.wishes import EOS, Wish, prompt_of, wish_of
+from tests.cuda_engines import here
 
 FEW_BLOCKS = 9
 """A fifth of what those take that run at once."""
@@ -53,12 +54,17 @@ def test_everyone_gets_what_transformers_gives(
     assert any(len(one.tokens) > 4 * one.num_prompt for one in admitted), "a text was interrupted"
 
 
+@pytest.fixture(scope="module")
+def on_gpu(tmp_path_factory: pytest.TempPathFactory) -> Held:
+    return held(tmp_path_factory.mktemp("held"), Mapping(), target=here())
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("draft_tokens", [0, 3])
-def test_everyone_gets_the_same_on_a_gpu(draft_tokens: int, tmp_path: Path) -> None:
+def test_everyone_gets_the_same_on_a_gpu(draft_tokens: int, on_gpu: Held) -> None:
     """Steps are ahead of results there, graphs hold some of them, and a kernel draws."""
-    subject = held(tmp_path, Mapping(), target="cuda")
+    subject = on_gpu
     options = GeneratorOptions(num_blocks=FEW_BLOCKS, draft_tokens=draft_tokens)
     with open_generator(subject.engine, options) as generator:
         scenario = Scenario(generator, company(subject))

@@ -28,6 +28,7 @@ from builders.engine_folder import load_engine, new_caches
 from builders.engine_manifest import TorchManifest, read_engine
 from builders.export import export_rank
 from builders.kernels.call import Runner
+from builders.kernels.likeliest import LIKELIEST_CONFIG
 from builders.limits import Limits
 from builders.mapping import Mapping
 from builders.ops import Step
@@ -58,7 +59,9 @@ def loaded(folder: Path, rank: int, num_blocks: int, run: Runner) -> CudaEngine:
     dtype = next(iter(tensors.values())).dtype
     graphs = export_rank(spec, mapping, rank, dtype, limits.tokens_per_block)
     caches = new_caches(manifest, rank, num_blocks + 1)
-    return with_kernels(graphs, tensors, caches, limits, On(run=run), limits.max_sequences)
+    engine = with_kernels(graphs, tensors, caches, limits, On(run=run), limits.max_sequences)
+    engine.draws, engine.finding = True, LIKELIEST_CONFIG
+    return engine
 
 
 def prepare(self: CudaEngine, *, before: Any, after: Any) -> None:
@@ -69,7 +72,7 @@ def prepare(self: CudaEngine, *, before: Any, after: Any) -> None:
 class Tabled(CudaEngine):
     """Where kernels take too long: the table, and what comes before and after, around plain programs."""
 
-    draws = False
+    draws, finding = False, None
 
     def __init__(self, plain: TorchEngine, limits: Limits) -> None:
         self._plain, self._device, self._nobody = plain, "cpu", limits.max_sequences
@@ -141,7 +144,10 @@ def test_kernels(
 class Drawing(Tabled):
     """What chooses tokens calls the engine, which calls what chooses tokens."""
 
-    draws = True
+    draws, finding = True, LIKELIEST_CONFIG
+
+    def likeliest(self, scores: Tensor) -> Tensor:
+        return scores.argmax(-1)
 
     def draw(self, scores: Tensor, slots: Tensor, *_: Any, **__: Any) -> Tensor:
         return torch.zeros_like(slots)

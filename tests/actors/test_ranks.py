@@ -12,24 +12,16 @@ from actors.communicators.links import Kind
 from actors.communicators.symmetric import ENVIRONMENT
 from actors.open_generator import planned
 from builders.engine_manifest import read_engine
-from builders.mapping import Mapping
 from tests.actors.piped_ranks import PipedRanks
 from tests.actors.scenario import NUM_BLOCKS, Scenario
 from tests.actors.subjects import Subject
 from tests.actors.wishes import EOS
+from tests.cuda_engines import LAYOUTS, CudaEngines, model_of
 
 on_gpus = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA devices"),
 ]
-LAYOUTS = {
-    "1": Mapping(),
-    "tp2": Mapping(tp_size=2),
-    "pp2": Mapping(pp_size=2),
-    "ep2": Mapping(tp_size=2, ep_size=2),
-    "tp2pp2": Mapping(tp_size=2, pp_size=2),
-    "tp4": Mapping(tp_size=4),
-}
 CASES = [
     pytest.param("gloo", "pp2", 0, id="gloo-pp2"),  # tests/actors/on_ray has the other layouts
     *(
@@ -48,6 +40,7 @@ def test_everyone_gets_what_transformers_gives(
     layout: str,
     draft_tokens: int,
     subjects: Callable[[str], Subject],
+    cuda_engines: CudaEngines,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -56,9 +49,8 @@ def test_everyone_gets_what_transformers_gives(
         pytest.skip(f"needs {mapping.world_size} CUDA devices")
     for name, value in ENVIRONMENT.items():
         monkeypatch.setenv(name, value)
-    subject = subjects("mixtral" if layout == "ep2" else "llama2-gqa")
-    made = subject.engine if kind == "gloo" else subject.cuda_engine
-    folder = made(mapping, tmp_path / "made")
+    subject = subjects(model_of(layout))
+    folder = subject.engine(mapping, tmp_path / "made") if kind == "gloo" else cuda_engines(layout)
     ranks = PipedRanks(folder, kind, num_blocks=NUM_BLOCKS, ends=(EOS,))
     with planned(ranks, NUM_BLOCKS, read_engine(folder), (EOS,), draft_tokens=draft_tokens) as generator:
         scenario = Scenario(generator, subject.wishes)

@@ -57,9 +57,9 @@ def serving(models: Mapping[str, Mapping[str, Any]], **api: Any) -> Iterator[Ser
         yield found
 
 
-def change(old: Service, models: Mapping[str, Mapping[str, Any]]) -> None:
+def change(old: Service, models: Mapping[str, Mapping[str, Any]], **api: Any) -> None:
     """Deploy again, as `serve deploy` would."""
-    new = service(old.schema["http_options"]["port"], models)
+    new = service(old.schema["http_options"]["port"], models, **api)
     client = _get_global_client()
     assert client
     client.deploy_apps(ServeDeploySchema.model_validate(new.schema))

@@ -100,7 +100,7 @@ def test_built_and_run_here(window: int | None, checkpoint: Path, tmp_path: Path
     plain = load_engine(tmp_path / "plain", 0, num_blocks=8)
     step, ids = prompts([5, 9, 2], Limits(**LIMITS)), torch.randint(0, 90, (16,))
     for _ in range(3):
-        here, there = ours.forward(ids, step).cpu(), plain.forward(ids, step)
+        here, there = ours.forward(ids, step).cpu().float(), plain.forward(ids, step)
         torch.testing.assert_close(here, there, rtol=0, atol=0.05 * there.abs().max().item())
         ids, step = there.argmax(-1), following(step)
 

@@ -135,7 +135,7 @@ class Heard:
         self.sizes: list[int] = []
         self.steps: dict[int, list[int]] = {}
 
-    def start(self, sizes: Any, label: str, unit: Unit = "bytes") -> None:
+    def start(self, sizes: Any, label: str, unit: Unit = "bytes", numbers: Any = ()) -> None:
         assert unit == "percent" and label.startswith("build ")
         self.sizes = list(sizes)
 

@@ -68,7 +68,8 @@ def loaded(engine: Path, rank: int, member: Member, *, strip: bool) -> Runner:
     plan = plan_plans(manifest.checkpoint, checkpoint, manifest.limits, TARGETS["sm89"], strip=strip)
     unit = plan.units[plan.ranks[rank]]
     assert unit.recipe.key == manifest.units[manifest.ranks[rank]].key
-    library = Library(trt, unit.network(trt), member)
+    with unit.opened_weights(Store(engine.parent / ".rankforge-store")) as weights:
+        library = Library(trt, unit.network(trt, weights), member)
     return load_on(library, engine, manifest, rank, device="cpu").forward
 
 

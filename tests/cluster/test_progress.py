@@ -132,3 +132,20 @@ def test_machines_hear_of_every_rank_that_is_whole_and_how_far_others_are() -> N
     reporter.done(1)
     last = json.loads(stream.getvalue().splitlines()[-1])
     assert (last["rank"], last["size"], last["whole"], last["in_hand"]) == (1, 300, 1, {"0": 200})
+
+
+def test_ranks_have_their_own_numbers() -> None:
+    """Where a job goes on, the first that is left need not be the first."""
+    stream = io.StringIO()
+    reporter = LineReporter(stream, as_json=True)
+    reporter.start([500, 300], "convert x", "bytes", [2, 5])
+    reporter.advance(0, 200)
+    reporter.advance(1, 300)
+    reporter.done(1)
+    last = json.loads(stream.getvalue().splitlines()[-1])
+    assert (last["rank"], last["in_hand"]) == (5, {"2": 200})
+    terminal = Terminal()
+    bars = BarReporter(terminal)
+    bars.start([500, 300], "convert x", "bytes", [2, 5])
+    bars.finish()
+    assert "rank 5" in terminal.getvalue() and "rank 0" not in terminal.getvalue()

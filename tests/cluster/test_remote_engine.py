@@ -252,6 +252,43 @@ def test_another_replica_goes_on_where_one_died() -> None:
     asyncio.run(main())
 
 
+def test_another_replica_goes_on_where_an_engine_failed() -> None:
+    """As long as one is known whose engine works; its own failure is told where there is none."""
+
+    async def main() -> None:
+        async with case() as it:
+            source = Source(max_steps=threading.Semaphore(2))
+            failing = Replica(LocalEngine(source, FACTS), it.replica.card)
+            it.replica.greet(it.port.door)
+            it.ways += [failing.attend] * 3  # Serve does not know yet
+            stream = it.remote.submit(request(max_tokens=5))
+            heard = [*await anext(stream)]
+            while len(heard) < 2:
+                heard += await anext(stream)
+            source.error = WorkerError("rank 1 died")
+            source.max_steps.release(10**6)
+            heard += await read(stream)
+            await failing.close()
+            assert [one.tokens for one in heard] == [(4,), (3,), (4,), (3,), (2,), (1,), (0,)]
+            assert not it.ways and it.remote.load().failure is None
+            assert "rank 1 died" in (it.remote.load().recovering or "")
+
+    asyncio.run(main())
+
+
+def test_replicas_are_heard_of_before_any_request() -> None:
+    async def main() -> None:
+        async with case() as it:
+            assert it.remote.heard_of() == 0
+            it.replica.greet(it.port.door)
+            await until(lambda: it.remote.heard_of() == 1)
+            it.source.error = WorkerError("rank 1 died")
+            it.replica.engine.submit(request("elsewhere"))
+            await until(lambda: "rank 1 died" in (it.remote.load().failure or ""))
+
+    asyncio.run(main())
+
+
 def test_an_ingress_that_is_gone_frees_the_engine() -> None:
     async def main() -> None:
         async with case() as it:

@@ -16,17 +16,17 @@ NODE = {"num_cpus": 2, "object_store_memory": 80 << 20}
 def idle_head(num_nodes: int) -> Iterator[Cluster]:
     """A head that works on nothing, and nodes that do."""
     head = NODE | {"num_cpus": 0, "include_dashboard": False}
-    with _sockets_left_behind():
+    with sockets_left_behind():
         cluster = Cluster(initialize_head=True, head_node_args=head)
         for _ in range(num_nodes):
             cluster.add_node(**NODE)
     yield cluster
-    with _sockets_left_behind():
+    with sockets_left_behind():
         cluster.shutdown()
 
 
 @contextmanager
-def _sockets_left_behind() -> Iterator[None]:
+def sockets_left_behind() -> Iterator[None]:
     """Ray leaves some to the collector, which would tell of them in the midst of another test."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)

@@ -27,6 +27,7 @@ from tests.tiny import llama_config
 
 LAYOUT = {"tp_size": 2, "pp_size": 2, "no_compile": True}
 FLAGS = ("--tp_size", 2, "--pp_size", 2, "--no_compile")
+Flags = tuple[str | int, ...]
 LIMIT_S = 200
 
 
@@ -48,10 +49,12 @@ def undisturbed(config: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
 class Driver:
     """A build in a process of its own, by the workers of a cluster."""
 
-    def __init__(self, config: Path, out: Path, address: str, url: str | None = None) -> None:
+    def __init__(
+        self, config: Path, out: Path, address: str, url: str | None = None, flags: Flags = FLAGS
+    ) -> None:
         self.out, self.place = out, url or str(out.parent / "store")
         self.store = Store(out.parent / "store", home=Home(url) if url else None)
-        self.command = ["build", "--model_config", config, "--output_dir", out, *FLAGS]
+        self.command = ["build", "--model_config", config, "--output_dir", out, *flags]
         self.command += ["--store_dir", self.place, "--address", address, "--workers", 2]
         self.command += ["--store_cache", self.store.root] if url else []
         self.process = self.start()
@@ -76,8 +79,8 @@ class Driver:
             time.sleep(0.02)
         return record
 
-    def ends(self, code: int) -> str:
-        out, err = self.process.communicate(timeout=LIMIT_S)
+    def ends(self, code: int, limit_s: float = LIMIT_S) -> str:
+        out, err = self.process.communicate(timeout=limit_s)
         assert self.process.returncode == code, err
         return out + err
 
@@ -93,7 +96,7 @@ def started() -> Iterator[list[Driver]]:
 
 
 def in_hand(record: JobRecord) -> list[int]:
-    """The workers that convert."""
+    """The workers that have something to do."""
     return [pid_of(part.where) for part in record.parts if part.state == "in hand"]
 
 

@@ -80,6 +80,19 @@ def test_a_url_is_a_store_that_all_share(apart: Apart, tmp_path: Path) -> None:
     assert [(job["verb"], job["state"]) for job in jobs] == [("build", "done"), ("convert", "done")]
 
 
+def test_plans_hold_weights_that_the_planner_has_not_seen_converted(apart: Apart, tmp_path: Path) -> None:
+    """They are those of the rank's own entry in the store: the planner's folders are not here."""
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed")
+    model, url, out = save_llama(tmp_path / "model"), f"file://{tmp_path}/home", apart.folder / "engine"
+    store = ("--store_dir", url, "--store_cache", apart.folder / "cache")
+    kind = ("--engine", "tensorrt", "--target", "sm89", "--dtype", "float16", "--tp_size", 2)
+    build = ("build", "--model_dir", model, "--output_dir", out, *kind, *store, "--json")
+    done = rankforge(*build, "--address", apart.address)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["num_built"] == 2
+    assert len(list(out.glob("programs/*/engine.plan"))) == 2 and not list(out.glob("*.safetensors"))
+
+
 def test_a_folder_that_a_node_does_not_see(apart: Apart, tmp_path: Path) -> None:
     model, store = save_llama(tmp_path / "model"), apart.folder / "store"
     command = ("convert", "--model_dir", model, "--output_dir", tmp_path / "out", "--store_dir", store)

@@ -84,7 +84,7 @@ def test_a_stopped_rank(layout: str, inside: bool, struck: int, engines: dict[st
     with group(engines[layout], inside=inside, silent_s=6.0) as opened:
         answered(opened, FIRST)
         os.kill(opened.where[struck].pid, signal.SIGSTOP)
-        with pytest.raises(WorkerError, match=named(opened, struck) + r"no sign of life for 3\.\d s"):
+        with pytest.raises(WorkerError, match=named(opened, struck) + r"no sign of life for \d+\.\d s"):
             answered(opened, SECOND)
     no_process_is_left(opened)
 
@@ -95,7 +95,7 @@ def test_a_stopped_rank_of_another_node(engines: dict[str, Path]) -> None:
         (far,) = (rank for rank, where in opened.where.items() if where.node != here().node)
         answered(opened, FIRST)
         os.kill(opened.where[far].pid, signal.SIGSTOP)
-        with pytest.raises(WorkerError, match=named(opened, far) + "no sign of life for 3"):
+        with pytest.raises(WorkerError, match=named(opened, far) + "no sign of life for "):
             answered(opened, SECOND)
     no_process_is_left(opened)
 

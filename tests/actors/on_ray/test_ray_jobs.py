@@ -16,7 +16,7 @@ from actors.executor import Unheard
 from actors.ray_jobs import Patience, RayJobs
 from actors.ray_worker import Needs, elsewhere
 from builders.errors import JobCancelled, SourceError, WorkerError
-from tests.actors.ray_work import die_or_double, divide, double, end_once, refuse, sleep
+from tests.actors.ray_work import die_or_double, divide, double, end_once, fall, refuse, sleep
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -72,6 +72,44 @@ def test_results_come_in_the_order_of_the_jobs(listener: Listener) -> None:
     assert carry_out(double, list(range(6)), listener) == [0, 2, 4, 6, 8, 10]
     assert sorted(listener.finished) == list(range(6)) and not listener.lost
     assert len({where for each in listener.where.values() for where in each}) <= 2
+
+
+def test_late_news_of_a_job_is_not_of_the_next(listener: Listener) -> None:
+    carry_out(fall, list(range(60)), listener, workers=1)
+    assert listener.amount == {job: 1000 - job for job in range(60)}
+
+
+def test_workers_that_are_kept_work_again(listener: Listener) -> None:
+    """Until they are no longer wanted; who was lost meanwhile is replaced."""
+    jobs = RayJobs(workers=2, needs=Needs(), patience=QUICK, keep=True)
+    later = Listener()
+    try:
+        for each in (listener, listener, later):
+            if each is later:
+                os.kill(pid_of(listener.where[0][0]), signal.SIGKILL)
+            assert jobs.run(double, [1, 2, 3], ["a", "b", "c"], each) == [2, 4, 6]
+    finally:
+        jobs.close()
+    assert len({where for each in listener.where.values() for where in each}) <= 2
+    assert listener.where[0][0] not in [each[-1] for each in later.where.values()]
+    listener.where |= {3 + job: each for job, each in later.where.items()}
+
+
+def test_who_has_not_listened_blames_nobody(listener: Listener) -> None:
+    """A driver that was stopped for longer than workers may be silent."""
+
+    class Deaf(Listener):
+        def look(self) -> None:
+            if self.amount and not self.stopped:
+                self.stopped = True
+                time.sleep(8)
+
+        stopped = False
+
+    deaf = Deaf()
+    carry_out(fall, [1, 2, 3, 4], deaf, patience=Patience(silent_s=2))
+    assert deaf.stopped and not deaf.lost
+    listener.where = deaf.where
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])

@@ -200,7 +200,7 @@ def corrupted(site: Site) -> None:
 
 STRIKES = [
     (signalled(signal.SIGKILL), "its process died"),
-    (signalled(signal.SIGSTOP), "no sign of life for 2."),
+    (signalled(signal.SIGSTOP), "no sign of life for "),
     (corrupted, "DecodeError: "),
 ]
 

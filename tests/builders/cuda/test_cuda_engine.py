@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 from transformers import PreTrainedConfig
 
 from builders.cuda.table import KERNELS
-from builders.kernels.call import Runner
+from builders.kernels.call import Call, Runner
 from builders.limits import Limits
 from tests.cuda_ranks import On, following, kernel_pair, prompts
 from tests.oracle import gpt2, llama, mixtral, mpt, random_model
@@ -37,6 +39,37 @@ def test_prompts_then_tokens(
         ours, plain = pair.kernels.forward(ids, step), pair.plain.forward(ids, step)
         torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-4)
         ids, step = plain.argmax(-1), following(step)
+
+
+@pytest.mark.parametrize(
+    ("config", "lengths"),
+    [(llama(), FEW), (mpt(), MANY), (mixtral(), FEW)],
+    ids=lambda value: getattr(value, "model_type", None),
+)
+def test_layers_that_repeat_others_do_the_same(
+    config: PreTrainedConfig, lengths: list[int], run: Runner, tmp_path: Path
+) -> None:
+    """To the last bit; all but the first repeat."""
+    launched = list[Call]()
+
+    def counted(calls: Iterable[Call]) -> None:
+        launched.extend(calls := [*calls])
+        run(calls)
+
+    pair = kernel_pair(random_model(config), tmp_path, LIMITS, On(run=counted))
+    context, step, ids = (
+        pair.kernels._context,
+        prompts(lengths, LIMITS),
+        torch.randint(0, 90, (sum(lengths),)),
+    )
+    found, kernels = list[Tensor](), list[list[str]]()
+    for repeater in (context.repeater, None):
+        context.repeater = repeater
+        found.append(pair.kernels.forward(ids, step).clone())
+        kernels.append([call.kernel for call in launched])
+        launched.clear()
+    assert torch.equal(*found)
+    assert kernels[0] == kernels[1]
 
 
 def test_every_beam_is_a_row() -> None:

@@ -39,7 +39,7 @@ MODELS = [
 
 
 class Compiling:
-    """Compiles what is launched for the first time."""
+    """Compiles what is launched for the first time, by whatever test."""
 
     def __init__(self) -> None:
         self._kernels: dict[object, Kernels] = {}
@@ -53,13 +53,16 @@ class Compiling:
             self._kernels[call.source].run([call])
 
 
+COMPILING = Compiling()
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
 @pytest.mark.parametrize("config", MODELS, ids=lambda config: config.model_type)
 def test_prompts_then_tokens(config: PreTrainedConfig, dtype: torch.dtype, tmp_path: Path) -> None:
     """As near to float32 as PyTorch comes in the same dtype."""
     if dtype != torch.float32 and config.model_type in ("mixtral", "dbrx"):
         config = {"mixtral": mixtral(num_experts_per_tok=4), "dbrx": dbrx(top_k=4)}[config.model_type]
-    on = On(run=Compiling(), device="cuda", dtype=dtype)
+    on = On(run=COMPILING, device="cuda", dtype=dtype)
     pair = kernel_pair(random_model(config), tmp_path, LIMITS, on)
     step, ids = prompts([37, 1, 40, 5], LIMITS), torch.randint(0, 90, (83,))
     for turn in range(4):
@@ -72,7 +75,7 @@ def test_prompts_then_tokens(config: PreTrainedConfig, dtype: torch.dtype, tmp_p
 
 @pytest.mark.parametrize("config", [MODELS[0], gpt2(), mpt()], ids=lambda config: config.model_type)
 def test_graphs_give_what_launches_give(config: PreTrainedConfig, tmp_path: Path) -> None:
-    on = On(run=Compiling(), device="cuda", dtype=torch.bfloat16)
+    on = On(run=COMPILING, device="cuda", dtype=torch.bfloat16)
     pair = kernel_pair(random_model(config), tmp_path, LIMITS, on)
     step, ids = prompts([37, 1, 20], LIMITS), torch.randint(0, 90, (58,))
     launched = pair.kernels.forward(ids, step).cpu()
@@ -89,7 +92,7 @@ def test_graphs_give_what_launches_give(config: PreTrainedConfig, tmp_path: Path
 def test_graphs_read_and_write_what_the_caller_keeps(tmp_path: Path) -> None:
     """Three of four sequences decode in rows of a table; the fourth is as it was, though a row is padding."""
     pair = kernel_pair(
-        random_model(MODELS[0]), tmp_path, LIMITS, On(run=Compiling(), device="cuda"), sequences=9
+        random_model(MODELS[0]), tmp_path, LIMITS, On(run=COMPILING, device="cuda"), sequences=9
     )
     step, rows, table = prompts([37, 1, 20, 9], LIMITS), torch.tensor([6, 0, 3, 8]), pair.kernels.table
     last = torch.zeros(10, dtype=torch.int64, device="cuda")

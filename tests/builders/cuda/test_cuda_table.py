@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from builders.kernels.call import Runner
+from builders.kernels.draw import Wishes
+from builders.kernels.likeliest import LIKELIEST_CONFIG
 from builders.limits import Limits
 from builders.ops import Step
 from tests.cuda_ranks import On, Pair, following, kernel_pair, of_rows, prompts
@@ -78,3 +80,17 @@ def test_a_step_begins_and_ends_with_what_the_caller_keeps(pair: Pair) -> None:
         assert torch.equal(last[ROWS], ids)
     assert torch.equal(torch.stack(seen), ROWS.expand(2, 3))
     assert last.count_nonzero() <= 3, "nobody else's"
+
+
+def test_logits_are_chosen_from_where_they_lie(pair: Pair) -> None:
+    """Padded rows: neither their padding nor how far they lie apart counts."""
+    padded, slots = torch.randn(3, 128), torch.arange(3)
+    padded[:, 101:] = 9
+    scores = padded[:, :101]
+    pair.kernels.finding = LIKELIEST_CONFIG
+    assert pair.kernels.likeliest(scores).tolist() == scores.argmax(-1).tolist()
+    wishes = Wishes(reals=torch.zeros(3, 7, dtype=torch.float64), integers=torch.zeros(3, 3).long())
+    wishes.reals[:, :2] = 1
+    assert (
+        pair.kernels.draw(scores, slots, slots, wishes, scaled=False).tolist() == scores.argmax(-1).tolist()
+    )

@@ -31,6 +31,7 @@ from builders.kernels.call import Call, Config, Source
 from builders.kernels.direct import direct, direct_configs
 from builders.kernels.draw import Wishes, draw
 from builders.kernels.embedding import EMBED_CONFIGS, embed
+from builders.kernels.likeliest import LIKELIEST_CONFIG, likeliest
 from builders.kernels.linear import Linear, Scratch, linear, linear_configs
 from builders.kernels.moe import (
     COMBINE_CONFIGS,
@@ -112,7 +113,7 @@ def calls() -> Iterator[Call]:
 
 
 def other_calls() -> Iterator[Call]:
-    """Embedding, attention's surroundings in models that norm q and k, and draws."""
+    """Embedding, attention's surroundings in models that norm q and k, and choosing."""
     ids, x = empty(16, dtype=torch.int64), empty(16, 4096)
     first = empty(1, dtype=torch.int64)
     yield from embed(
@@ -126,6 +127,8 @@ def other_calls() -> Iterator[Call]:
     wishes = Wishes(reals=reals, integers=empty(9, 3, dtype=torch.int64))
     yield from draw(scores, ids, ids, wishes, out=ids, scaled=False)
     yield from draw(scores, ids, ids, wishes, out=ids, scaled=True)
+    for rows in (scores, empty(16, 50304)[:, :50257]):
+        yield from likeliest(rows, out=ids)
 
 
 def direct_calls() -> Iterator[Call]:
@@ -205,6 +208,7 @@ def test_overlap_is_for_hopper_and_later(compiler: Callable[[Source, int], str])
         *linear_calls(2, UP, linear_configs(2, UP, overlap=True)[0]),
         *direct(x, DOWN, direct_configs(2, DOWN, overlap=True)[0], out=empty(2, 4096)),
         *decode(q, Attention(heads=32, scale=0.1), CACHE, config, out=out),
+        *likeliest(x, out=q, config=replace(LIKELIEST_CONFIG, overlap=True)),
     ):
         assert compiler(call.source, 90) == ""
         assert compiler(call.source, 120) == ""

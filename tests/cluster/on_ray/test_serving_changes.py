@@ -10,15 +10,27 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 from ray import serve
+from ray.cluster_utils import Cluster
 
 from builders.errors import UserError
 from cluster.catalogue import MODEL
 from cluster.deployed import deployed
 from cluster.replica import Card
 from tests.cluster.run_engines import LIMITS, Made, make
-from tests.cluster.serve_case import change, free_port, is_ready, replicas, service, serving, wait_for
+from tests.cluster.serve_case import (
+    change,
+    free_port,
+    is_ready,
+    processes,
+    replicas,
+    service,
+    serving,
+    wait_for,
+)
+from tests.cluster.serve_load import MINUTES, damage, our_processes, put
 
 pytestmark = pytest.mark.slow
 
@@ -34,8 +46,8 @@ def engine(made: Made) -> str:
 
 
 def answer(url: str, model: str, **fields: Any) -> httpx.Response:
-    body = {"model": model, "prompt": "the quick", "max_tokens": 4, **fields}
-    return httpx.post(f"{url}/v1/completions", json=body, timeout=100)
+    body = {"model": model, "prompt": "the quick", "max_tokens": 4, "temperature": 0, **fields}
+    return httpx.post(f"{url}/v1/completions", json=body, timeout=180)
 
 
 def card(model: str) -> Card:
@@ -99,6 +111,57 @@ def test_to_no_replica_and_back(local_ray: None, engine: str) -> None:
         assert [one["id"] for one in httpx.get(f"{found.url}/v1/models").json()["data"]] == ["rare"]
         for model in ("rare", "never"):
             assert answer(found.url, model).json()["usage"]["completion_tokens"] == 4
+
+
+def test_another_replica_comes_under_load_and_goes(local_ray: None, engine: str) -> None:
+    elastic = {"least": 1, "most": 2, "target_ongoing": 1, "upscale_delay_s": 1.0, "downscale_delay_s": 2.0}
+    answers: list[httpx.Response] = []
+    with serving({"elastic": {"model": engine, "num_blocks": 32, "replicas": elastic}}) as found:
+        assert len(replicas("elastic")) == 1
+        with asking(found.url, "elastic", answers):
+            wait_for(lambda: len(replicas("elastic")) == 2, MINUTES)
+        wait_for(lambda: len(replicas("elastic")) == 1, MINUTES)
+        answers.append(answer(found.url, "elastic"))
+    assert {one.status_code for one in answers} == {200}
+
+
+def test_an_engine_that_fails_for_good_beside_a_sound_one(local_ray: None, made: Made) -> None:
+    """Its requests go on at the other replica, and Serve starts another one for it, once that can be."""
+    folder, pair = made.engine("pair", tp_size=2), {"least": 2, "most": 2}
+    answers: list[httpx.Response] = []
+    with serving({"pair": {"model": str(folder), "num_blocks": 32, "replicas": pair}}) as found:
+        before = replicas("pair")
+        whole = damage(folder / "rank1.safetensors")
+        with asking(found.url, "pair", answers):
+            our_processes("RankHost")[0].kill()
+            wait_for(lambda: len({*before} & {*replicas("pair")}) == 1, MINUTES)
+        put(folder / "rank1.safetensors", whole)
+        wait_for(lambda: len(replicas("pair")) == 2 and is_ready(found), MINUTES)
+    assert len(answers) > 3 and {one.status_code for one in answers} == {200}, [
+        one.text for one in answers if one.status_code != 200
+    ]
+
+
+def test_a_node_that_dies_costs_nobody_a_request(local_ray: Cluster, engine: str) -> None:
+    """Its model's replica has room on one other node only, which comes to hold it."""
+    far = {"model": engine, "num_blocks": 32, "cpus_per_rank": 10.0}
+    nodes = [local_ray.add_node(num_cpus=12, object_store_memory=80 << 20) for _ in range(2)]
+    answers: dict[str, list[httpx.Response]] = {"far": [], "near": []}
+    try:
+        with serving({"far": far, "near": {"model": engine, "num_blocks": 32}}) as found:
+            before = replicas("near"), processes("far")
+            with asking(found.url, "far", answers["far"]), asking(found.url, "near", answers["near"]):
+                psutil.Process(before[1][0]).parent().kill()
+                wait_for(lambda: processes("far") not in ([], before[1]), MINUTES)
+                count = len(answers["far"])
+                wait_for(lambda: len(answers["far"]) > count + 3, MINUTES)
+            assert replicas("near") == before[0]
+    finally:
+        for node in nodes:
+            local_ray.remove_node(node, allow_graceful=False)
+    for model, found_answers in answers.items():
+        assert {one.status_code for one in found_answers} == {200}, model
+        assert len({one.json()["choices"][0]["text"] for one in found_answers}) == 1
 
 
 def test_a_model_is_converted_and_built_before_it_is_served(
