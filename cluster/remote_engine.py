@@ -31,8 +31,8 @@ _MOST_DEATHS, _PAUSE_S = 3, 0.2
 _FAILING_S = 60.0
 """How long Serve may go on choosing replicas whose engine has failed, though there are others."""
 
-_HEARD_S, _SILENT_S = 3.0, 15.0
-"""Replicas that have said nothing for so long are asked to; and are gone."""
+_HEARD_S, _SILENT_S = 5.0, 15.0
+"""Replicas that have said nothing for so long count no more, and are asked to; and are forgotten."""
 
 
 class Call(Protocol):
@@ -149,15 +149,19 @@ class RemoteEngine:
 
     def load(self) -> EngineLoad:
         waiting = len(self._visits) - self._running
-        reports = [report for _, report in self._reports.values()]
+        reports = [*self._heard().values()]
         why = next((said for one in reports if (said := one.recovering or one.failure)), None)
         failure = self.failure or (why if reports and all(one.failure for one in reports) else None)
         return EngineLoad(running=self._running, waiting=waiting, failure=failure, recovering=why)
 
     def heard_of(self) -> int:
         """How many replicas say how they are."""
+        return len(self._heard())
+
+    def _heard(self) -> dict[bytes, Report]:
+        """Of each replica, what it said last; one that is dead says nothing."""
         since = self._loop.time() - _HEARD_S
-        return sum(heard > since for heard, _ in self._reports.values())
+        return {sender: report for sender, (heard, report) in self._reports.items() if heard > since}
 
     def stats(self) -> EngineStats:
         """Of all replicas that have had a request from here."""
@@ -249,7 +253,7 @@ class RemoteEngine:
 
     def _others(self, but: bytes | None) -> bool:
         """Whether another replica's engine works."""
-        return any(not report.failure for sender, (_, report) in self._reports.items() if sender != but)
+        return any(not report.failure for sender, report in self._heard().items() if sender != but)
 
     async def _late(self, visit: _Visit) -> None:
         deadline = self._loop.time() + _LATE_S

@@ -80,9 +80,16 @@ def _cluster(address: str | None, service: Service, notes: TextIO) -> Iterator[P
 def _signals_kept() -> Iterator[None]:
     """Ray would end all of itself at the first sign, with nothing drained."""
     kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    yield
-    for number, handler in kept.items():
-        signal.signal(number, handler)
+    is_heard = False
+    try:
+        yield
+    except SystemExit:  # Ray's answer to a SIGTERM while it starts
+        is_heard = True
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)
+    if is_heard:
+        signal.raise_signal(signal.SIGTERM)
 
 
 def nodes() -> list[Node]:

@@ -6,6 +6,7 @@ API is another one, and finds the models that there are by itself.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -113,6 +114,7 @@ class Model:
 
     async def __init__(self, config: ModelConfig, room: Room) -> None:  # type: ignore[misc]  # Serve waits
         name = model_name(serve.get_replica_context().app_name)
+        _log_as_serve_does()
         seconds = {"placed": _placed_s()}
         found = await _made(config)
         options = GeneratorOptions(
@@ -189,6 +191,12 @@ async def _made(config: ModelConfig) -> Made:
         if isinstance(error.cause, RankforgeError):
             raise error.cause from None
         raise
+
+
+def _log_as_serve_does() -> None:
+    """What happens to its ranks is in the replica's own log."""
+    for handler in logging.getLogger("ray.serve").handlers:
+        logging.getLogger("rankforge").addHandler(handler)
 
 
 def _placed_s() -> float:

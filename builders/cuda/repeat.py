@@ -60,7 +60,7 @@ def carry_out(work: Sequence[Work], runner: Runner) -> None:
             runner(cast(Iterable[Call], some))
         else:
             for one in cast(Iterable[Product | Sum], some):
-                one()
+                cast(Callable[..., None], one.do)(**vars(one))
 
 
 def repeated(done: Done, ends: Sequence[str], repeater: Repeater) -> Again:
@@ -90,15 +90,25 @@ class _Origins:
     def __init__(self, done: Done) -> None:
         self.rooms: list[_Room] = []
         self._known = {done.name: done.out, **done.given}
-        self._lasting = {x.untyped_storage().data_ptr() for x in done.lasting}
+        self._found: dict[int, tuple[str, int] | None] = {}
+        for name, x in self._known.items():
+            self._found.setdefault(x.data_ptr(), (name, 0))
+        self._lasting = done.lasting
 
     def __call__(self, x: Tensor) -> tuple[str, int] | None:
         """The name of a value and bytes from its first; None for what lasts."""
-        if x.untyped_storage().data_ptr() in self._lasting:
+        address = x.data_ptr()
+        if address not in self._found:
+            self._found[address] = self._search(x)
+        return self._found[address]
+
+    def _search(self, x: Tensor) -> tuple[str, int] | None:
+        storage, address = x.untyped_storage().data_ptr(), x.data_ptr()
+        if any(storage == one.untyped_storage().data_ptr() for one in self._lasting):
             return None
         for name, known in self._known.items():
-            offset = x.data_ptr() - known.data_ptr()
-            if 0 <= offset < max(_span(known), 1):
+            offset = address - known.data_ptr()
+            if 0 < offset < _span(known):
                 return name, offset
         assert x.storage_offset() == 0, "room of its own"
         room = _Room.like(f"room {len(self.rooms)}", x)
@@ -127,15 +137,16 @@ def _moves(call: Call, origins: _Origins) -> Iterator[Move]:
 
 def _by_pytorch(one: Product | Sum, origins: _Origins) -> Callable[[Mapping[str, Tensor]], None]:
     """Its tensors are values or rooms, as a whole."""
-    kind, names = cast(Callable[..., Product | Sum], type(one)), dict[str, str]()
+    names = dict[str, str]()
     for field in fields(one):
         if (x := getattr(one, field.name)) is not None:
             origin = origins(x)
             assert origin and origin[1] == 0, "a whole value"
             names[field.name] = origin[0]
     absent = {field.name: None for field in fields(one) if field.name not in names}
+    do, given = cast(Callable[..., None], one.do), list(names.items())
 
     def again(values: Mapping[str, Tensor]) -> None:
-        kind(**absent, **{field: values[name] for field, name in names.items()})()
+        do(**absent, **{field: values[name] for field, name in given})
 
     return again

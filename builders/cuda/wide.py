@@ -34,15 +34,16 @@ class Product:
     residual: Tensor | None
     out: Tensor
 
-    def __call__(self) -> None:
+    @staticmethod
+    def do(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, out: Tensor) -> None:
         """What is added is where the sums begin."""
-        starts = [term for term in (self.bias, self.residual) if term is not None]
+        starts = [term for term in (bias, residual) if term is not None]
         if starts:
-            torch.addmm(starts[0], self.x, self.weight.t(), out=self.out)
+            torch.addmm(starts[0], x, weight.t(), out=out)
         else:
-            torch.mm(self.x, self.weight.t(), out=self.out)
+            torch.mm(x, weight.t(), out=out)
         for term in starts[1:]:
-            self.out.add_(term)
+            out.add_(term)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,8 +53,9 @@ class Sum:
     residual: Tensor
     out: Tensor
 
-    def __call__(self) -> None:
-        self.out.add_(self.residual)
+    @staticmethod
+    def do(residual: Tensor, out: Tensor) -> None:
+        out.add_(residual)
 
 
 Work = Call | Product | Sum

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -18,6 +19,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent.parent
 MARK = "DEMO_TEST_MARK"
+TOLD = re.compile(r"(convert|build) \S+: [0-9]+%|(api|pip): [a-z]|draining (api|pip)$")
+"""Lines that are the project's own: none of a library is among them."""
 
 
 @pytest.fixture
@@ -60,6 +63,7 @@ def test_once_it_ends_after_the_conversation(mark: str, tmp_path: Path) -> None:
     said = [line[6:] for line in printed.splitlines() if line.startswith(" pip  ")]
     assert "Nice to meet you, Mara!" in said and "Anna lives in Mill Street." in said
     assert "Your name is Mara." in said and said[-1].startswith("Sorry, I do not know that.")
+    assert not [line for line in complained.splitlines() if not TOLD.match(line)]
     assert "tp 2" in printed and (tmp_path / "shards" / "rank1.safetensors").is_file()
     assert gone(mark)
 

@@ -289,6 +289,21 @@ def test_replicas_are_heard_of_before_any_request() -> None:
     asyncio.run(main())
 
 
+def test_a_replica_that_is_gone_is_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it said last does not keep its model from being ready."""
+    monkeypatch.setattr("cluster.remote_engine._HEARD_S", 2.5)
+
+    async def main() -> None:
+        async with case(Source(error=WorkerError("rank 1 died"))) as it:
+            it.replica.greet(it.port.door)
+            it.replica.engine.submit(request("elsewhere"))
+            await until(lambda: it.remote.load().failure)
+            await it.replica.close()
+            await until(lambda: it.remote.load() == EngineLoad() and not it.remote.heard_of())
+
+    asyncio.run(main())
+
+
 def test_an_ingress_that_is_gone_frees_the_engine() -> None:
     async def main() -> None:
         async with case() as it:

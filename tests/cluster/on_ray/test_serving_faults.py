@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import httpx
 import openai
 import psutil
 import pytest
+from ray.cluster_utils import Cluster
 
 from cluster.serve_plan import Service
 from tests.cluster.run_engines import Made, make
@@ -100,7 +102,11 @@ RANKS = [
 
 @pytest.mark.parametrize(("strike", "cause"), RANKS, ids=["killed", "stopped"])
 def test_a_rank(
-    strike: Callable[[], None], cause: str, service: Service, undisturbed: dict[str, str]
+    strike: Callable[[], None],
+    cause: str,
+    service: Service,
+    undisturbed: dict[str, str],
+    local_ray: Cluster,
 ) -> None:
     """Its model pauses, and both processes of the API say so; the other model does not notice."""
     ready_again(service)
@@ -108,16 +114,28 @@ def test_a_rank(
     mine, others = callers(service, "struck"), callers(service, "other")
     with calling([*mine, *others]):
         strike()
+        since = time.monotonic()
         said = unready(service)
+        ready_again(service)
+        print(f"{cause}: ready again after {time.monotonic() - since:.1f} s")
     assert f"(pid {pid}): " in said and cause in said, said
     for one in [*mine, *others]:
         assert one.is_whole and one.text == undisturbed[one.prompt], one
-    print(f"{cause}: ready again after {ready_again(service):.1f} s")
     assert replicas("other") == before
+    log = said_by(local_ray, "struck")
+    assert f"(pid {pid}): {cause}" in log and "its ranks are ready again after " in log
+
+
+def said_by(cluster: Cluster, model: str) -> str:
+    """Its replicas' logs."""
+    folder = Path(cluster.head_node.get_session_dir_path()) / "logs" / "serve"
+    wait_for(lambda: [*folder.glob(f"replica_{model}_*.log")])
+    return "".join(file.read_text() for file in folder.glob(f"replica_{model}_*.log"))
 
 
 def answered_again(service: Service, undisturbed: dict[str, str], asked: list[str]) -> None:
     """As OpenAI's client asks: again, where there was no answer."""
+    since = time.monotonic()
     with openai.OpenAI(base_url=f"{service.url}/v1", api_key="none", max_retries=60) as client:
         extra = {"ignore_eos": True}
         for model in ("struck", "other"):
@@ -126,6 +144,7 @@ def answered_again(service: Service, undisturbed: dict[str, str], asked: list[st
             )
             assert answer.choices[0].text == undisturbed[PROMPTS[0]]
             asked.append(model)
+    print(f"both models have answered after {time.monotonic() - since:.1f} s")
 
 
 @pytest.mark.parametrize("title", ["ServeReplica:api", "haproxy", "HAProxyManager"])
@@ -142,7 +161,6 @@ def test_a_process_that_holds_connections(title: str, service: Service, undistur
             assert one.text == undisturbed[one.prompt]
         else:
             assert not one.is_done and one.finish is None and undisturbed[one.prompt].startswith(one.text)
-    print(f"{title}: ready again after {ready_again(service):.1f} s")
     assert asked == ["struck", "other"] and (replicas("struck"), replicas("other")) == before
 
 
@@ -157,7 +175,7 @@ def test_the_controller(service: Service, undisturbed: dict[str, str]) -> None:
     for one in mine:
         assert one.is_whole and one.text == undisturbed[one.prompt], one
     wait_for(lambda: our_processes("ServeController") not in ([], [controller]), MINUTES)
-    print(f"controller: ready again after {ready_again(service):.1f} s")
+    ready_again(service)
 
 
 def test_an_engine_on_a_file_system_that_turns_read_only(
