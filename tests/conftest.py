@@ -13,7 +13,7 @@ import torch
 torch.set_num_threads(1)
 
 ON_RAY = "/on_ray/"
-"""Tests that share one Ray, which takes seconds to start: of several processes, one runs them all."""
+"""Folders of tests that share one Ray, which takes seconds to start: one process runs a folder's tests."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -30,7 +30,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
     class TogetherOnRay(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return ON_RAY if ON_RAY in nodeid else nodeid
+            folder, on_ray, _ = nodeid.partition(ON_RAY)
+            return folder + on_ray if on_ray else nodeid
 
     return TogetherOnRay(config, log)
 
