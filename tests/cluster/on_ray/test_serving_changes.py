@@ -143,6 +143,7 @@ def test_an_engine_that_fails_for_good_beside_a_sound_one(local_ray: None, made:
     ]
 
 
+@pytest.mark.long
 def test_a_node_that_dies_costs_nobody_a_request(local_ray: Cluster, engine: str) -> None:
     """Its model's replica has room on one other node only, which comes to hold it."""
     far = {"model": engine, "num_blocks": 32, "cpus_per_rank": 10.0}

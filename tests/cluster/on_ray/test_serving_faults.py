@@ -34,7 +34,7 @@ from tests.cluster.serve_load import (
     unready,
 )
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 PROMPTS = ["once upon a time", "there was", "a rank", "which did not answer", "any more"]
 TOKENS = 160
