@@ -50,8 +50,3 @@ class Needs:
         return cls(
             **{name: max(values) for name, values in zip(names, zip(*distinct, strict=True), strict=True)}
         )
-
-    @property
-    def adjust(self) -> bool:
-        """Whether scores differ from logits."""
-        return self.penalties or self.bias or self.bars

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cluster.options import argument, option
-
-_STORE_DIR = (
-    "The folder or URL of the store that the job uses; by default `rankforge build` has .rankforge-store "
-    "beside its output."
-)
+from cluster.options import argument, option, same
+from cluster.store_options import StoreOptions
 
 
 @dataclass(frozen=True, kw_only=True)
 class JobsOptions:
     """Whose jobs."""
 
-    store_dir: str = option(help=_STORE_DIR)
+    store_dir: str = same(StoreOptions, "store_dir")
     json: bool = option(False, help="Print JSON.")
 
 
@@ -25,5 +21,5 @@ class JobOptions:
     """Which job."""
 
     job: str = argument(help="As `rankforge jobs list` names it.")
-    store_dir: str = option(help=_STORE_DIR)
+    store_dir: str = same(StoreOptions, "store_dir")
     json: bool = option(False, help="Print JSON, a line for all that is new.")
