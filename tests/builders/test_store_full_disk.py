@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,21 +10,13 @@ import pytest
 from builders.errors import ArtifactError
 from builders.store import Store
 from tests.builders.entries import add, never_build, recipe, scratch
+from tests.disks import small_disk
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A real file system of 1 MiB."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    if os.geteuid() != 0 or not shutil.which("mount"):
-        pytest.skip("mounting a tmpfs needs root and mount(8)")
-    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
-    mounted = subprocess.run(command, capture_output=True, text=True, check=False)
-    if mounted.returncode:
-        pytest.skip(f"this machine does not mount a tmpfs: {mounted.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+def disk(tmp_path: Path) -> Iterator[Path]:
+    with small_disk(tmp_path / "small", "1m") as found:
+        yield found.here
 
 
 def write_too_much(folder: Path) -> None:
@@ -45,8 +34,8 @@ def write_all_there_is(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("build", [write_too_much, write_all_there_is])
-def test_full_disk_is_one_error_and_hurts_nothing(small_disk: Path, build: Callable[[Path], None]) -> None:
-    store = Store(small_disk / "store")
+def test_full_disk_is_one_error_and_hurts_nothing(disk: Path, build: Callable[[Path], None]) -> None:
+    store = Store(disk / "store")
     kept = add(store, "kept")
     with pytest.raises(ArtifactError, match=r"disk full after [\d,]+ bytes of engine .* than the"):
         store.get_or_build(recipe("big"), build)
@@ -58,10 +47,10 @@ def test_full_disk_is_one_error_and_hurts_nothing(small_disk: Path, build: Calla
     assert store.get_or_build(recipe("kept"), never_build) == kept and add(store, "more")
 
 
-def test_a_full_disk_can_still_be_read_and_pruned(small_disk: Path) -> None:
-    store = Store(small_disk / "store")
+def test_a_full_disk_can_still_be_read_and_pruned(disk: Path) -> None:
+    store = Store(disk / "store")
     kept = add(store, "kept")
-    write_all_there_is(small_disk)
+    write_all_there_is(disk)
     with store.open(kept.key), pytest.raises(ArtifactError, match="disk full"):
         add(store, "more")
     assert store.prune(0).evicted == (kept.key,)

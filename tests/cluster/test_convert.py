@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -26,6 +27,8 @@ from builders.errors import ArtifactError, LayoutError, SourceError, UserError
 from cluster.convert import ConvertResult, convert
 from cluster.convert_options import ConvertOptions
 from cluster.progress import LineReporter
+from tests.cluster.test_cli import one_line_error
+from tests.disks import small_disk
 from tests.nemo_writer import OLD, pack, plain_gpt, write_nemo
 from tests.oracle import gpt2, llama, random_model
 from tests.tiny import save_llama
@@ -399,25 +402,13 @@ def test_new_folders_go_when_nothing_comes_of_it(model: Path, tmp_path: Path) ->
     assert not (tmp_path / "new").exists()
 
 
-def test_full_disk_is_one_line(model: Path, tmp_path: Path, small_disk: Path) -> None:
+def test_full_disk_is_one_line(model: Path, tmp_path: Path) -> None:
     big = save_llama(tmp_path / "big", hidden_size=256, intermediate_size=2048)
-    with pytest.raises(ArtifactError, match=r"needs .* bytes and .* are free"):
-        go(big, small_disk / "out")
-    assert list(small_disk.iterdir()) == []
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Any:
-    """A file system of 4 MiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    if shutil.which("mount") is None or os.geteuid() != 0:
-        pytest.skip("mounting a tmpfs takes root")
-    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)]
-    if subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("this sandbox does not let root mount a tmpfs")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    with small_disk(tmp_path / "disk", "4m") as disk:
+        flags = ["--model_dir", big, "--output_dir", disk.folder / "out"]
+        error = one_line_error(disk.run(sys.executable, "-m", "cluster", "convert", *flags))
+        assert re.search(r"needs .* bytes and .* are free", error)
+        assert list(disk.here.iterdir()) == []
 
 
 def test_nemo_archive_is_unpacked_beside_and_cleared_away(tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -33,6 +32,7 @@ from tests.cluster.serve_load import (
     ready_again,
     unready,
 )
+from tests.disks import Disk, small_disk
 
 pytestmark = pytest.mark.long
 
@@ -58,17 +58,15 @@ def undisturbed(made: Made) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def folder(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The engine of two ranks, on a file system of its own where that can be."""
-    place = tmp_path_factory.mktemp("disk")
-    mount = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(place)]
-    is_mounted = (
-        os.geteuid() == 0 and shutil.which("mount") and not subprocess.run(mount, check=False).returncode
-    )
-    shutil.move(made.engine("tp2", tp_size=2, max_seq_len=256), place / "tp2")
-    yield place / "tp2"
-    if is_mounted:
-        subprocess.run(["umount", "-l", str(place)], check=True)
+def disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Disk]:
+    with small_disk(tmp_path_factory.mktemp("disk"), "64m") as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def folder(made: Made, disk: Disk) -> Path:
+    """The engine of two ranks, on a file system of its own."""
+    return Path(shutil.move(made.engine("tp2", tp_size=2, max_seq_len=256), disk.here / "tp2"))
 
 
 @pytest.fixture(scope="module")
@@ -179,21 +177,19 @@ def test_the_controller(service: Service, undisturbed: dict[str, str]) -> None:
 
 
 def test_an_engine_on_a_file_system_that_turns_read_only(
-    service: Service, folder: Path, undisturbed: dict[str, str]
+    service: Service, disk: Disk, undisturbed: dict[str, str]
 ) -> None:
     """Nothing is written to it: ranks start again from it as they did."""
-    if not folder.parent.is_mount():
-        pytest.skip("a file system of its own takes root, and mount(8)")
     ready_again(service)
-    subprocess.run(["mount", "-o", "remount,ro", str(folder.parent)], check=True)
+    assert disk.run("mount", "-o", "remount,ro", disk.folder).returncode == 0
     try:
         with pytest.raises(OSError, match="Read-only"):
-            (folder / "more").touch()
+            (disk.here / "more").touch()
         mine = callers(service, "struck")
         with calling(mine):
             strike_rank(signal.SIGKILL)()
     finally:
-        subprocess.run(["mount", "-o", "remount,rw", str(folder.parent)], check=True)
+        assert disk.run("mount", "-o", "remount,rw", disk.folder).returncode == 0
     assert [one.text for one in mine if one.is_whole] == [undisturbed[prompt] for prompt in PROMPTS]
 
 
