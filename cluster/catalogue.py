@@ -64,6 +64,7 @@ class _Entry:
     status: ApplicationStatusOverview
     served: ServedModel | None = None
     engine: RemoteEngine | None = None
+    card: Card | None = None
     replicas: Replicas | None = None
     deployed_s: float = 0.0
     """Of the configuration that `served` was opened with."""
@@ -173,13 +174,13 @@ class ServeCatalogue:
         card = await replicas.card()
         phases = ", ".join(f"{phase} {taken:.2f} s" for phase, taken in card.seconds.items())
         _LOG.info("%s: %s", name, phases)
-        if entry.served and entry.served.facts == card.facts:
+        if entry.served and entry.card and entry.card.is_as(card):
             entry.deployed_s = deployed_s
             return entry.served
         engine = RemoteEngine(card.facts, replicas.attend, self._port)
         served = await asyncio.to_thread(_with_words, engine, card, self._config)
         entry.served, entry.engine, entry.deployed_s = served, engine, deployed_s
-        entry.replicas = replicas
+        entry.card, entry.replicas = card, replicas
         self._tell()
         return served
 

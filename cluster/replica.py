@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -38,6 +38,10 @@ class Card:
     tool_format: ToolFormatName | None
     seconds: Mapping[str, float]
     """The replica's start, by phase."""
+
+    def is_as(self, other: Card) -> bool:
+        """Whether an ingress need not know the difference."""
+        return replace(self, seconds={}) == replace(other, seconds={})
 
 
 class Replica:

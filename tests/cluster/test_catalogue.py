@@ -1,0 +1,188 @@
+"""The models that an ingress finds: what Serve says is given here, sockets and tokenizers are real."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview, DeploymentStatusOverview
+
+from cluster.api_config import ApiConfig
+from cluster.api_service import Service
+from cluster.catalogue import MODEL, RUNNING, Cluster, ServeCatalogue
+from cluster.remote_engine import Attend, Call
+from cluster.replica import Card
+from cluster.wire import Door, NewsPort
+from tests.actors.test_detokenizer import byte_level
+from tests.cluster.api_server import TEMPLATE
+from tests.cluster.fake_engine import named
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """Of a tokenizer, as a card has them."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    byte_level().save_pretrained(folder)
+    return {f"tokenizer/{file.name}": file.read_bytes() for file in folder.iterdir()}
+
+
+@dataclass
+class Served:
+    """One model, as Serve has it; a replica of it answers only for its card."""
+
+    card: Card
+    running: int = 1
+    status: ApplicationStatus = ApplicationStatus.RUNNING
+    deployed_s: float = 1.0
+    message: str = ""
+    error: Exception | None = None
+    """In place of its card."""
+    starting: asyncio.Event | None = None
+    """Until it is set there is no replica."""
+
+    async def card_(self) -> Card:
+        if self.starting:
+            await self.starting.wait()
+        if self.error:
+            raise self.error
+        return self.card
+
+    @property
+    def overview(self) -> ApplicationStatusOverview:
+        states: dict[Any, int] = {RUNNING: self.running}
+        deployment = DeploymentStatusOverview(cast(Any, "HEALTHY"), cast(Any, ""), states, self.message)
+        return ApplicationStatusOverview(self.status, self.message, self.deployed_s, {MODEL: deployment})
+
+
+@dataclass
+class Replicas:
+    """Its calls."""
+
+    served: Served
+
+    @property
+    def attend(self) -> Attend:
+        return self._attend
+
+    def _attend(self, request: bytes, door: Door) -> Call:
+        raise AssertionError("nobody generates here")
+
+    async def card(self) -> Card:
+        return await self.served.card_()
+
+    async def greet(self, door: Door) -> None:
+        pass
+
+
+@dataclass
+class Case:
+    """A service over them."""
+
+    catalogue: ServeCatalogue
+    service: Service
+    models: dict[str, Served] = field(default_factory=dict)
+
+    async def look(self) -> None:
+        """And wait for what it opens."""
+        await self.catalogue.look()
+        await self.opened()
+
+    async def opened(self) -> None:
+        opening = [one.opening for one in self.catalogue._entries.values() if one.opening]
+        await asyncio.gather(*opening, return_exceptions=True)
+
+
+@asynccontextmanager
+async def case(models: dict[str, Served], config: ApiConfig | None = None) -> AsyncIterator[Case]:
+    config = config or ApiConfig()
+    cluster = Cluster(
+        applications=lambda: {name: one.overview for name, one in models.items()},
+        replicas=lambda name: Replicas(models[name]),
+    )
+    catalogue, service = ServeCatalogue(config, cluster, NewsPort("127.0.0.1")), Service(config)
+    service.follow(catalogue)
+    try:
+        yield Case(catalogue, service, models)
+    finally:
+        await catalogue.close()
+
+
+def card(files: dict[str, bytes], name: str = "one", **changes: Any) -> Card:
+    found = Card(
+        facts=named(name), files=files, chat_template=TEMPLATE, tool_format=None, seconds={"placed": 1.0}
+    )
+    return replace(found, **changes)
+
+
+def run(main: Callable[[], Any]) -> None:
+    async def bounded() -> None:
+        async with asyncio.timeout(60):
+            await main()
+
+    asyncio.run(bounded())
+
+
+def encoders() -> int:
+    """Threads of theirs."""
+    return sum(thread.name.startswith("encoder") for thread in threading.enumerate())
+
+
+def changed_tokenizer(files: dict[str, bytes], folder: Path) -> dict[str, bytes]:
+    tokenizer = byte_level()
+    tokenizer.add_tokens(["hello"])
+    tokenizer.save_pretrained(folder)
+    return {f"tokenizer/{file.name}": file.read_bytes() for file in folder.iterdir()}
+
+
+@pytest.mark.parametrize("what", ["chat_template", "tool_format", "files"])
+def test_what_changes_beside_the_engine_counts(files: dict[str, bytes], what: str, tmp_path: Path) -> None:
+    """And the thread of what was there before ends."""
+
+    async def main() -> None:
+        one = Served(card(files))
+        async with case({"one": one}) as it:
+            await it.look()
+            before = it.service.models["one"]
+            changes = {
+                "chat_template": "{{ messages[0].content }}",
+                "tool_format": "hermes",
+                "files": changed_tokenizer(files, tmp_path),
+            }
+            await before.encoder.text("long " * 400)
+            assert encoders() == 1
+            one.card, one.deployed_s = replace(one.card, **{what: changes[what]}), 2.0
+            await it.look()
+            after = it.service.models["one"]
+            assert after is not before
+            if what == "chat_template":
+                assert after.encoder.template == changes[what]
+            elif what == "tool_format":
+                assert after.tools.form and not before.tools.form
+            else:
+                assert len(await after.encoder.text("hello")) < len(await before.encoder.text("hello"))
+            del before
+            while encoders():
+                gc.collect()
+                await asyncio.sleep(0.01)
+
+    run(main)
+
+
+def test_another_start_of_the_same_changes_nothing(files: dict[str, bytes]) -> None:
+    async def main() -> None:
+        one = Served(card(files))
+        async with case({"one": one}) as it:
+            await it.look()
+            before = it.service.models["one"]
+            one.card, one.deployed_s = replace(one.card, seconds={"placed": 9.0}), 2.0
+            await it.look()
+            assert it.service.models["one"] is before
+
+    run(main)
