@@ -63,7 +63,7 @@ def create_app(opening: Opening, config: ApiConfig, *, access: Access | None = N
         Route("/openapi.json", _Document(has_keys=access.keys_file is not None)),
     ]
     service.counts.routes = frozenset(route.path for route in routes)
-    return Starlette(
+    app = Starlette(
         routes=routes,
         lifespan=lifespan,
         middleware=_middleware(access, service),
@@ -75,6 +75,8 @@ def create_app(opening: Opening, config: ApiConfig, *, access: Access | None = N
             Exception: _broken,
         },
     )
+    app.state.service = service
+    return app
 
 
 def _middleware(access: Access, service: Service) -> list[Middleware]:

@@ -15,15 +15,17 @@ from typing import Any, TextIO
 from ray import serve
 from ray.exceptions import RayError
 from ray.serve.context import _get_global_client
+from ray.serve.exceptions import RayServeException
 from ray.serve.schema import ApplicationStatus, ServeDeploySchema
 
 from builders.errors import RankforgeError, UserError, WorkerError
 from cluster.catalogue import MODEL, RUNNING
 from cluster.replica import Card
 from cluster.serve_plan import API, Service
-from cluster.serving import api, model
+from cluster.serving import API_DEPLOYMENT, api, model
 
 _LOOK_S = 0.2
+_ANSWER_S = 5.0
 _SOON_S = 5.0
 """So long after its models the API may need, before it is asked what keeps it."""
 
@@ -50,7 +52,7 @@ def deployed(
     finally:
         names = [app["name"] for app in service.schema["applications"]]
         ours = [name for name in names if name not in before.applications]
-        _drain(service, ours, drain_s, notes)
+        _drain(service, ours, drain_s, notes, is_all=not before.proxies)
         if not before.proxies:
             serve.shutdown()
 
@@ -172,14 +174,45 @@ def _message(error: urllib.error.HTTPError) -> str:
         return str(error)
 
 
-def _drain(service: Service, ours: list[str], drain_s: float, notes: TextIO) -> None:
-    """First the API, whose requests need the models; then those."""
-    apis = [name for name in ours if name == service.api]
+def _drain(service: Service, ours: list[str], drain_s: float, notes: TextIO, *, is_all: bool) -> None:
+    """First the API, whose requests need the models. Until all else is gone it tells so to who asks.
+
+    Where all of Serve ends, it ends together with what brings requests to it.
+    """
+    there = [name for name in ours if name in serve.status().applications]
+    apis = [name for name in there if name == service.api]
+    models = [name for name in there if name not in apis]
     deadline = time.monotonic() + drain_s
-    for names in (apis, [name for name in ours if name not in apis]):
-        if there := [name for name in names if name in serve.status().applications]:
-            print(f"draining {', '.join(there)}", file=notes, flush=True)
-            for name in there:
-                serve.delete(name, _blocking=False)
+    for name in apis:
+        _say_draining(apis, notes)
+        while _under_way(name) and time.monotonic() < deadline:
+            time.sleep(_LOOK_S)
+    _say_draining(models, notes)
+    for names in (models, [] if is_all else apis):
+        for name in names:
+            serve.delete(name, _blocking=False)
         while time.monotonic() < deadline and any(name in serve.status().applications for name in names):
             time.sleep(_LOOK_S)
+
+
+def _say_draining(names: list[str], notes: TextIO) -> None:
+    if names:
+        print(f"draining {', '.join(names)}", file=notes, flush=True)
+
+
+def _under_way(name: str) -> int:
+    """Requests in the API's processes, which take no more of them from now on."""
+    found = serve.status().applications.get(name)
+    if not found or API_DEPLOYMENT not in found.deployments:
+        return 0
+    if not found.deployments[API_DEPLOYMENT].replica_states.get(RUNNING):
+        return 0
+    asked = serve.get_deployment_handle(API_DEPLOYMENT, name).broadcast("drain")
+    try:
+        return sum(asked.results(timeout_s=_ANSWER_S))
+    except (
+        TimeoutError,
+        RayError,
+        RayServeException,
+    ):  # one has just died
+        return 1

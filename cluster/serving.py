@@ -21,6 +21,7 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.schema import ApplicationStatusOverview
 from ray.util.placement_group import placement_group_table
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+from starlette.applications import Starlette
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -28,6 +29,7 @@ from actors.open_generator import GeneratorOptions
 from actors.rank_actors import Room
 from builders.errors import RankforgeError
 from cluster.api import create_app
+from cluster.api_service import Service
 from cluster.catalogue import MODEL, Cluster, ServeCatalogue, watched
 from cluster.engine_client import EngineLoad
 from cluster.engine_maker import Made, made, needs
@@ -44,6 +46,9 @@ from cluster.serve_config import (
     service_config,
 )
 from cluster.wire import Door
+
+API_DEPLOYMENT = "Api"
+"""The deployment of the API."""
 
 _STARTS = 3
 """How often a replica that cannot start is tried."""
@@ -98,7 +103,7 @@ def api(args: dict[str, Any]) -> serve.Application:
     return (
         cast(Any, serve.deployment(serve.ingress(application)(Api)))
         .options(
-            name="Api",
+            name=API_DEPLOYMENT,
             num_replicas=config.replicas,
             max_ongoing_requests=2**20,  # the limits are `config.limits`, whose answers callers understand
             ray_actor_options={"num_cpus": config.cpus, "runtime_env": {"env_vars": ENVIRONMENT}},
@@ -148,6 +153,12 @@ class Model:
 
 class Api:
     """The process around the application."""
+
+    async def drain(self) -> int:
+        """Take no more requests to generate; how many are under way."""
+        service: Service = cast(Any, self).app.service
+        service.is_draining = True
+        return service.under_way
 
 
 def _scaling(config: ModelConfig) -> dict[str, Any]:
@@ -221,8 +232,9 @@ def _application(config: ServiceConfig) -> ASGIApp:
 class _Nameless:
     """Serve says in every answer whose it is, by the name that our application got from it."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: Starlette) -> None:
         self._app = app
+        self.service: Service = app.state.service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def nameless(message: Message) -> None:

@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -182,3 +182,26 @@ def test_what_cannot_be_made_is_said_in_a_line(local_ray: None, tmp_path: Path, 
     wanted = service(free_port(), {"odd": args})
     with pytest.raises(UserError, match=r"^odd: --tp_size=5: [^\n]+$"), deployed(wanted, 5.0, sys.stderr):
         pass
+
+
+def test_who_asks_during_the_drain_is_told_so(local_ray: None, engine: str) -> None:
+    """As OpenAI's clients understand it, from the first refusal to the last."""
+    said: list[httpx.Response] = []
+    over = threading.Event()
+
+    def ask(url: str) -> None:
+        while not over.is_set():
+            with suppress(httpx.TransportError):  # at the very end
+                said.append(answer(url, "one"))
+
+    with serving({"one": {"model": engine, "num_blocks": 32}}) as found:
+        asking = threading.Thread(target=ask, args=[found.url])
+        asking.start()
+        wait_for(lambda: said)
+    over.set()
+    asking.join()
+    refused = [one for one in said if one.status_code != 200]
+    assert refused
+    for one in refused:
+        assert one.status_code == 503 and one.headers["retry-after"] == "1", (one.status_code, one.text)
+        assert one.json()["error"]["code"] == "draining"
