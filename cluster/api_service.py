@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -23,6 +23,9 @@ class Catalogue(Protocol):
 
     async def find(self, name: str | None) -> ServedModel | None:
         """One that is not open yet, once it is; None where there is none of this name."""
+
+    def names(self) -> Mapping[str, int]:
+        """All that there are, those that are not open too, and when each came, in seconds since 1970."""
 
     def problems(self) -> Sequence[str]:
         """Models that cannot answer now, a line for each."""
@@ -63,6 +66,12 @@ class Service:
             return model
         return self.model(name)
 
+    @property
+    def closed(self) -> dict[str, int]:
+        """Models that answer once they are open, and when each came."""
+        names = self._catalogue.names() if self._catalogue else {}
+        return {name: came for name, came in names.items() if name not in self.models}
+
     def problems(self) -> list[str]:
         """Why not every model takes requests; nothing where every one does."""
         found = [why for load in self.loads().values() if (why := load.failure or load.recovering)]
@@ -74,9 +83,10 @@ class Service:
         if name is None and len(self.models) == 1:
             return next(iter(self.models.values()))
         if name is None or name not in self.models:
+            there = " or ".join((*self.models, *self.closed))
             raise ApiError(
                 status=404,
-                message=f"The model {(name or '')[:200]!r} does not exist; use {' or '.join(self.models)}",
+                message=f"The model {(name or '')[:200]!r} does not exist; use {there}",
                 param="model",
                 code="model_not_found",
             )

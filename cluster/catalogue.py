@@ -112,6 +112,9 @@ class ServeCatalogue:
             raise WorkerError(f"{name}: {why}")
         return entry.served or await asyncio.shield(self._open(name or "", entry))
 
+    def names(self) -> Mapping[str, int]:
+        return {name: int(entry.status.last_deployed_time_s) for name, entry in self._entries.items()}
+
     def problems(self) -> Sequence[str]:
         if not self._has_looked:
             return ["the cluster has not been looked at yet"]

@@ -6,14 +6,17 @@ import asyncio
 import gc
 import threading
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
+import httpx
 import pytest
 from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview, DeploymentStatusOverview
+from starlette.applications import Starlette
 
+from cluster.api import create_app
 from cluster.api_config import ApiConfig
 from cluster.api_service import Service
 from cluster.catalogue import MODEL, RUNNING, Cluster, ServeCatalogue
@@ -87,6 +90,7 @@ class Case:
 
     catalogue: ServeCatalogue
     service: Service
+    app: Starlette
     models: dict[str, Served] = field(default_factory=dict)
 
     async def look(self) -> None:
@@ -106,10 +110,12 @@ async def case(models: dict[str, Served], config: ApiConfig | None = None) -> As
         applications=lambda: {name: one.overview for name, one in models.items()},
         replicas=lambda name: Replicas(models[name]),
     )
-    catalogue, service = ServeCatalogue(config, cluster, NewsPort("127.0.0.1")), Service(config)
+    catalogue = ServeCatalogue(config, cluster, NewsPort("127.0.0.1"))
+    app = create_app(lambda: nullcontext(catalogue), config)
+    service: Service = app.state.service
     service.follow(catalogue)
     try:
-        yield Case(catalogue, service, models)
+        yield Case(catalogue, service, app, models)
     finally:
         await catalogue.close()
 
@@ -184,5 +190,25 @@ def test_another_start_of_the_same_changes_nothing(files: dict[str, bytes]) -> N
             one.card, one.deployed_s = replace(one.card, seconds={"placed": 9.0}), 2.0
             await it.look()
             assert it.service.models["one"] is before
+
+    run(main)
+
+
+def test_a_model_that_nobody_asked_for_yet_is_listed(files: dict[str, bytes]) -> None:
+    async def main() -> None:
+        models = {"one": Served(card(files)), "cold": Served(card(files, "cold"), running=0, deployed_s=7.9)}
+        async with case(models) as it:
+            await it.look()
+            assert [*it.service.models] == ["one"] and it.service.closed == {"cold": 7}
+            transport = httpx.ASGITransport(it.app)
+            async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+                one, cold = (await client.get("/v1/models")).json()["data"]
+                assert (one["id"], one["max_model_len"]) == ("one", 8192)
+                assert (cold["id"], cold["max_model_len"], cold["created"]) == ("cold", None, 7)
+                assert (await client.get("/v1/models/cold")).json() == cold
+                missing = (await client.get("/v1/models/none")).json()["error"]["message"]
+                assert "use one or cold" in missing
+            await it.service.found("cold")
+            assert [*it.service.models] == ["one", "cold"] and not it.service.closed
 
     run(main)

@@ -109,7 +109,8 @@ def test_to_no_replica_and_back(local_ray: None, engine: str) -> None:
     with serving({"rare": {**args, "replicas": rare}, "never": {**args, "replicas": never}}) as found:
         wait_for(lambda: not replicas("rare"))
         assert is_ready(found) and not replicas("never")
-        assert [one["id"] for one in httpx.get(f"{found.url}/v1/models").json()["data"]] == ["rare"]
+        listed = httpx.get(f"{found.url}/v1/models").json()["data"]
+        assert [(one["id"], one["max_model_len"]) for one in listed] == [("rare", 64), ("never", None)]
         for model in ("rare", "never"):
             assert answer(found.url, model).json()["usage"]["completion_tokens"] == 4
 
