@@ -15,11 +15,11 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview
 
-from builders.errors import UserError, WorkerError
+from builders.errors import BusyError, UserError, WorkerError
 from cluster.api_config import ApiConfig
 from cluster.api_service import Service
 from cluster.local_app import served
-from cluster.remote_engine import Attend, RemoteEngine
+from cluster.remote_engine import Attend, RemoteEngine, first_line
 from cluster.replica import Card
 from cluster.served_model import ServedModel
 from cluster.tokenizer import open_tokenizer
@@ -69,6 +69,8 @@ class _Entry:
     deployed_s: float = 0.0
     """Of the configuration that `served` was opened with."""
     opening: asyncio.Task[ServedModel] | None = field(default=None)
+    waiting: int = 0
+    """Requests that wait for it to be open."""
 
     @property
     def running(self) -> int:
@@ -108,9 +110,22 @@ class ServeCatalogue:
         entry = self._entries.get(name or "")
         if entry is None:
             return None
-        if entry.served is None and (why := _hopeless(entry)):
-            raise WorkerError(f"{name}: {why}")
-        return entry.served or await asyncio.shield(self._open(name or "", entry))
+        return entry.served or await self._waited_for(name or "", entry)
+
+    async def _waited_for(self, name: str, entry: _Entry) -> ServedModel:
+        """As many may wait for a model to be open as for one that is: then it takes them, or refuses."""
+        if entry.waiting >= (most := self._config.max_waiting):
+            raise BusyError(f"{most} requests wait for {name} already")
+        entry.waiting += 1
+        try:
+            opening = None if _hopeless(entry) else self._open(name, entry)
+            while opening and not opening.done() and not _hopeless(entry):
+                await asyncio.wait({opening}, timeout=_LOOK_S)
+        finally:
+            entry.waiting -= 1
+        if opening and opening.done() and not opening.cancelled():
+            return opening.result()
+        raise WorkerError(f"{name}: {_hopeless(entry) or 'is not served any more'}")
 
     def names(self) -> Mapping[str, int]:
         return {name: int(entry.status.last_deployed_time_s) for name, entry in self._entries.items()}
@@ -168,9 +183,18 @@ class ServeCatalogue:
     def _open(self, name: str, entry: _Entry) -> asyncio.Task[ServedModel]:
         """Only one at a time; who waits for it does not end it by leaving."""
         if entry.opening is None:
-            entry.opening = asyncio.get_running_loop().create_task(self._opened(name, entry))
+            entry.opening = asyncio.get_running_loop().create_task(self._opened_or_failed(name, entry))
             entry.opening.add_done_callback(lambda task: _closed(name, entry, task))
         return entry.opening
+
+    async def _opened_or_failed(self, name: str, entry: _Entry) -> ServedModel:
+        """What keeps a model from being open is no mistake of who asks for it."""
+        try:
+            return await self._opened(name, entry)
+        except (RayError, RayServeException) as error:
+            raise WorkerError(f"{name}: cannot be opened: {first_line(error)}") from error
+        except UserError as error:
+            raise WorkerError(f"cannot be opened: {error}") from error
 
     async def _opened(self, name: str, entry: _Entry) -> ServedModel:
         deployed_s, replicas = entry.status.last_deployed_time_s, self._cluster.replicas(name)
@@ -191,7 +215,7 @@ class ServeCatalogue:
 def _closed(name: str, entry: _Entry, task: asyncio.Task[ServedModel]) -> None:
     entry.opening = None
     if not task.cancelled() and (error := task.exception()):
-        _LOG.warning("%s: cannot be opened: %s", name, error)
+        _LOG.warning("%s: %s", name, error)
 
 
 def _hopeless(entry: _Entry) -> str | None:

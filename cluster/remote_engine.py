@@ -217,7 +217,7 @@ class RemoteEngine:
         except TaskCancelledError:
             pass
         except (RayError, RayServeException) as error:
-            visit.fail(WorkerError(f"{self._facts.name}: its replica failed: {_first_line(error)}"))
+            visit.fail(WorkerError(f"{self._facts.name}: its replica failed: {first_line(error)}"))
 
     async def _loss(self, visit: _Visit) -> RayActorError | WorkerError | None:
         """Waits for the end of a call; what killed its replica or its engine, if that is what ended it."""
@@ -245,7 +245,7 @@ class RemoteEngine:
         if isinstance(lost, RayActorError):
             visit.deaths += 1
             is_too_much = visit.deaths > _MOST_DEATHS
-            why = WorkerError(f"{self._facts.name}: its replicas die: {_first_line(lost)}")
+            why = WorkerError(f"{self._facts.name}: its replicas die: {first_line(lost)}")
             return why if is_too_much else None
         now = self._loop.time()
         visit.failing_since = visit.failing_since or now
@@ -272,6 +272,7 @@ async def _result(call: Call) -> None:
     await call
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What Ray and Serve say takes many."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0] if lines else 'no more is known'}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,6 +13,9 @@ from typing import Any, cast
 
 import httpx
 import pytest
+from ray.exceptions import ActorDiedError
+from ray.serve._private.common import DeploymentID
+from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview, DeploymentStatusOverview
 from starlette.applications import Starlette
 
@@ -97,6 +100,11 @@ class Case:
         """And wait for what it opens."""
         await self.catalogue.look()
         await self.opened()
+
+    async def waits(self, name: str, count: int) -> None:
+        """Until so many requests wait for a model to be open."""
+        while not (entry := self.catalogue._entries.get(name)) or entry.waiting < count:
+            await asyncio.sleep(0.01)
 
     async def opened(self) -> None:
         opening = [one.opening for one in self.catalogue._entries.values() if one.opening]
@@ -210,5 +218,79 @@ def test_a_model_that_nobody_asked_for_yet_is_listed(files: dict[str, bytes]) ->
                 assert "use one or cold" in missing
             await it.service.found("cold")
             assert [*it.service.models] == ["one", "cold"] and not it.service.closed
+
+    run(main)
+
+
+COMPLETION = {"model": "cold", "prompt": "x", "max_tokens": 1}
+
+
+@asynccontextmanager
+async def asking(it: Case) -> AsyncIterator[Callable[[], Coroutine[Any, Any, httpx.Response]]]:
+    """For a completion of a model that is cold."""
+    transport = httpx.ASGITransport(it.app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+        yield lambda: client.post("/v1/completions", json=COMPLETION)
+
+
+@pytest.mark.parametrize(
+    "error", [ActorDiedError(), DeploymentUnavailableError(DeploymentID("Model", "cold"))]
+)
+def test_a_replica_that_dies_while_its_model_is_opened_is_no_mistake_of_the_caller(
+    files: dict[str, bytes], error: Exception
+) -> None:
+    async def main() -> None:
+        async with (
+            case({"cold": Served(card(files, "cold"), running=0, error=error)}) as it,
+            asking(it) as ask,
+        ):
+            answer = await ask()
+            assert answer.status_code == 503, answer.text
+            assert answer.json()["error"]["message"].startswith("cold: cannot be opened: ")
+
+    run(main)
+
+
+def test_a_model_without_a_tokenizer_is_no_mistake_of_the_caller() -> None:
+    async def main() -> None:
+        async with case({"cold": Served(card({}, "cold"), running=0)}) as it, asking(it) as ask:
+            answer = await ask()
+            assert answer.status_code == 503, answer.text
+            assert answer.json()["error"]["param"] is None
+            assert "cold: has no tokenizer" in answer.json()["error"]["message"]
+
+    run(main)
+
+
+def test_no_more_than_max_waiting_wait_for_a_model_to_be_open(files: dict[str, bytes]) -> None:
+    """And no longer than there is hope."""
+
+    async def main() -> None:
+        cold = Served(card(files, "cold"), running=0, starting=asyncio.Event())
+        async with case({"cold": cold}, ApiConfig(max_waiting=2)) as it, asking(it) as ask:
+            waiting = [asyncio.ensure_future(ask()) for _ in range(2)]
+            await it.waits("cold", 2)
+            refused = await ask()
+            assert refused.status_code == 429 and refused.headers["retry-after"] == "1", refused.text
+            assert refused.json()["error"]["message"] == "2 requests wait for cold already"
+            cold.status, cold.message = ApplicationStatus.DEPLOY_FAILED, "the engine is damaged"
+            await it.catalogue.look()
+            for answer in await asyncio.gather(*waiting):
+                assert answer.status_code == 503
+                assert "the engine is damaged" in answer.json()["error"]["message"]
+
+    run(main)
+
+
+def test_who_waits_for_a_model_that_is_taken_away_is_told(files: dict[str, bytes]) -> None:
+    async def main() -> None:
+        cold = Served(card(files, "cold"), running=0, starting=asyncio.Event())
+        async with case({"cold": cold}) as it, asking(it) as ask:
+            waiting = asyncio.ensure_future(ask())
+            await it.waits("cold", 1)
+            del it.models["cold"]
+            await it.catalogue.look()
+            answer = await waiting
+            assert answer.status_code == 503 and "is not served any more" in answer.text
 
     run(main)
