@@ -154,9 +154,12 @@ class ServeCatalogue:
             if MODEL not in status.deployments:  # no model, or one that is about to be another
                 continue
             entry = self._entries.setdefault(name, _Entry(status))
-            entry.status = status
+            entry.status, is_sound = status, status.status == ApplicationStatus.RUNNING
             if entry.engine:
                 entry.engine.failure = _hopeless(entry)
+                entry.engine.reports.expect(
+                    entry.running, is_sound=status.status == ApplicationStatus.RUNNING
+                )
             if entry.running and not entry.is_current and status.status == ApplicationStatus.RUNNING:
                 self._open(name, entry)
         self._has_looked = True

@@ -12,13 +12,14 @@ from msgspec.structs import replace
 from ray.exceptions import RayActorError, RayError, TaskCancelledError
 from ray.serve.exceptions import BackPressureError, RayServeException
 
-from actors.engine_stats import EngineStats, continued
+from actors.engine_stats import EngineStats
 from actors.messages import Request, Tokens, encode
 from builders.errors import BusyError, RankforgeError, WorkerError
 from cluster.engine_client import EngineLoad, ModelFacts
 from cluster.news_stream import NewsStream
+from cluster.replica_reports import Reports
 from cluster.told import Told
-from cluster.wire import Door, Ended, NewsPort, Report, error_of
+from cluster.wire import Door, Ended, NewsPort, error_of
 
 _LATE_S = 10.0
 """How long news may be under way when the call that they belong to has ended."""
@@ -30,9 +31,6 @@ _MOST_DEATHS, _PAUSE_S = 3, 0.2
 
 _FAILING_S = 60.0
 """How long Serve may go on choosing replicas whose engine has failed, though there are others."""
-
-_HEARD_S, _SILENT_S = 5.0, 15.0
-"""Replicas that have said nothing for so long count no more, and are asked to; and are forgotten."""
 
 
 class Call(Protocol):
@@ -108,10 +106,8 @@ class RemoteEngine:
         self._running = 0
         self.failure: str | None = None
         """Why it takes no requests, as far as Serve says."""
-        self._gone = EngineStats()
-        """What replicas have counted that are not heard of any more."""
-        self._reports: dict[bytes, tuple[float, Report]] = {}
-        port.listen(facts.name, self._hear)
+        self.reports = Reports(facts.name)
+        port.listen(facts.name, self.reports.take)
 
     @property
     def facts(self) -> ModelFacts:
@@ -149,42 +145,19 @@ class RemoteEngine:
 
     def load(self) -> EngineLoad:
         waiting = len(self._visits) - self._running
-        reports = [*self._heard().values()]
-        why = next((said for one in reports if (said := one.recovering or one.failure)), None)
+        reports = [*self.reports.heard.values()]
+        said = next((said for one in reports if (said := one.recovering or one.failure)), None)
+        why = said or self.reports.absence
         failure = self.failure or (why if reports and all(one.failure for one in reports) else None)
         return EngineLoad(running=self._running, waiting=waiting, failure=failure, recovering=why)
 
     def heard_of(self) -> int:
         """How many replicas say how they are."""
-        return len(self._heard())
-
-    def _heard(self) -> dict[bytes, Report]:
-        """Of each replica, what it said last; one that is dead says nothing."""
-        since = self._loop.time() - _HEARD_S
-        return {sender: report for sender, (heard, report) in self._reports.items() if heard > since}
+        return len(self.reports.heard)
 
     def stats(self) -> EngineStats:
         """Of all replicas that have had a request from here."""
-        self._forget_silent()
-        reports = [report.stats for _, report in self._reports.values()]
-        found = self._gone
-        for stats in reports:
-            found = continued(found, stats)
-        return replace(
-            found,
-            cache_blocks=sum(stats.cache_blocks for stats in reports),
-            cache_blocks_used=sum(stats.cache_blocks_used for stats in reports),
-        )
-
-    def _hear(self, sender: bytes, report: Report) -> None:
-        self._reports[sender] = self._loop.time(), report
-
-    def _forget_silent(self) -> None:
-        now = self._loop.time()
-        for sender, (heard, report) in [*self._reports.items()]:
-            if now - heard > _SILENT_S:
-                del self._reports[sender]
-                self._gone = continued(self._gone, report.stats)
+        return self.reports.stats()
 
     def leave(self) -> None:
         """The model is taken away: no replica will take what none has taken yet."""
@@ -231,6 +204,8 @@ class RemoteEngine:
 
     def _goes_on(self, visit: _Visit, lost: RayActorError | WorkerError) -> bool:
         self._port.forget(visit.known_as)
+        if isinstance(lost, RayActorError):
+            self.reports.bury(visit.sender, lost)
         if visit.stream.has_ended:
             return False
         if error := self._hopeless(visit, lost):
@@ -253,7 +228,7 @@ class RemoteEngine:
 
     def _others(self, but: bytes | None) -> bool:
         """Whether another replica's engine works."""
-        return any(not report.failure for sender, report in self._heard().items() if sender != but)
+        return any(not report.failure for sender, report in self.reports.heard.items() if sender != but)
 
     async def _late(self, visit: _Visit) -> None:
         deadline = self._loop.time() + _LATE_S

@@ -164,7 +164,7 @@ def test_what_changes_beside_the_engine_counts(files: dict[str, bytes], what: st
         async with case({"one": one}) as it:
             await it.look()
             before = it.service.models["one"]
-            changes = {
+            changes: dict[str, Any] = {
                 "chat_template": "{{ messages[0].content }}",
                 "tool_format": "hermes",
                 "files": changed_tokenizer(files, tmp_path),

@@ -128,8 +128,9 @@ def test_a_replica_that_is_killed_costs_nobody_a_request(client: openai.OpenAI, 
         found, late = [""] * len(wish["prompt"]), 0
         for part in client.completions.create(stream=True, extra_body={"ignore_eos": True}, **wish):
             if is_killed and not late:
-                for pid in processes("one"):
-                    os.kill(pid, signal.SIGKILL)
+                (pid,) = processes("one")
+                os.kill(pid, signal.SIGKILL)
+                wait_for(lambda: f"(pid {pid}): its process died" in httpx.get(f"{service.url}/ready").text)
             late += 1
             for choice in part.choices:
                 found[choice.index] += choice.text
