@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import tempfile
+import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -157,10 +158,8 @@ class ServeCatalogue:
             entry.status, is_sound = status, status.status == ApplicationStatus.RUNNING
             if entry.engine:
                 entry.engine.failure = _hopeless(entry)
-                entry.engine.reports.expect(
-                    entry.running, is_sound=status.status == ApplicationStatus.RUNNING
-                )
-            if entry.running and not entry.is_current and status.status == ApplicationStatus.RUNNING:
+                entry.engine.reports.expect(entry.running, is_sound=is_sound)
+            if entry.running and not entry.is_current and is_sound:
                 self._open(name, entry)
         self._has_looked = True
         self._tell()
@@ -200,10 +199,11 @@ class ServeCatalogue:
             raise WorkerError(f"cannot be opened: {error}") from error
 
     async def _opened(self, name: str, entry: _Entry) -> ServedModel:
+        clock = time.monotonic()
         deployed_s, replicas = entry.status.last_deployed_time_s, self._cluster.replicas(name)
         card = await replicas.card()
         phases = ", ".join(f"{phase} {taken:.2f} s" for phase, taken in card.seconds.items())
-        _LOG.info("%s: %s", name, phases)
+        _LOG.info("%s: answers after %.2f s: %s", name, time.monotonic() - clock, phases)
         if entry.served and entry.card and entry.card.is_as(card):
             entry.deployed_s = deployed_s
             return entry.served

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -120,7 +121,7 @@ class Model:
     async def __init__(self, config: ModelConfig, room: Room) -> None:  # type: ignore[misc]  # Serve waits
         name = model_name(serve.get_replica_context().app_name)
         _log_as_serve_does()
-        seconds = {"placed": _placed_s()}
+        seconds = {"placed": _placed_s(), "started": _started_s()}
         found = await _made(config)
         options = GeneratorOptions(
             num_blocks=config.num_blocks,
@@ -214,6 +215,12 @@ def _placed_s() -> float:
     """How long Ray looked for room, new nodes included."""
     table = placement_group_table(ray.util.get_current_placement_group())
     return float(table["stats"]["end_to_end_creation_latency_ms"]) / 1e3
+
+
+def _started_s() -> float:
+    """How long this process has needed until its replica could begin: for Python, Ray and what it imports."""
+    since_boot = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - since_boot / os.sysconf("SC_CLK_TCK")
 
 
 def _application(config: ServiceConfig) -> ASGIApp:

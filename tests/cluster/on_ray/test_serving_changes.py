@@ -174,7 +174,14 @@ def test_a_model_is_converted_and_built_before_it_is_served(
     build = {**LIMITS, "tp_size": 2, "no_compile": True, "tokens_per_block": 8, "dtype": "float32"}
     args = {"model": str(made.folder / "model"), "build": build, "engines_dir": str(tmp_path)}
     with serving({"org--fresh": args}) as found:
-        assert [*card("org--fresh").seconds] == ["placed", "converted", "built", "loaded", "first token"]
+        assert [*card("org--fresh").seconds] == [
+            "placed",
+            "started",
+            "converted",
+            "built",
+            "loaded",
+            "first token",
+        ]
         assert answer(found.url, "org/fresh").status_code == 200
 
 
