@@ -16,7 +16,7 @@ from ray import serve
 from ray.exceptions import RayError
 from ray.serve.context import _get_global_client
 from ray.serve.exceptions import RayServeException
-from ray.serve.schema import ApplicationStatus, ServeDeploySchema
+from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview, ServeDeploySchema
 
 from builders.errors import RankforgeError, UserError, WorkerError
 from cluster.catalogue import MODEL, RUNNING
@@ -121,9 +121,9 @@ def _until_ready(service: Service, notes: TextIO) -> None:
             status = found[name].status
             if status == ApplicationStatus.DEPLOY_FAILED:
                 raise _failure(name, found[name])
-            if said.get(name) != status.value:
-                said[name] = status.value
-                print(f"{name}: {status.value.lower().replace('_', ' ')}", file=notes, flush=True)
+            if said.get(name) != (state := _state(found[name])):
+                said[name] = state
+                print(f"{name}: {state}", file=notes, flush=True)
             if status == ApplicationStatus.RUNNING:
                 waiting.discard(name)
                 if name in service.models:
@@ -135,6 +135,13 @@ def _until_ready(service: Service, notes: TextIO) -> None:
             said[service.api] = why
             print(f"{service.api}: {why}", file=notes, flush=True)
         time.sleep(_LOOK_S)
+
+
+def _state(app: ApplicationStatusOverview) -> str:
+    """With what Serve says of it, such as what it waits for."""
+    message = app.deployments[MODEL].message if MODEL in app.deployments else app.message
+    said = " ".join(message.split())[:500]
+    return f"{app.status.value.lower().replace('_', ' ')}{': ' if said else ''}{said}"
 
 
 def _failure(name: str, status: Any) -> RankforgeError:

@@ -17,7 +17,7 @@ from typing import TextIO
 
 import ray
 
-from builders.errors import UserError
+from builders.errors import LayoutError, UserError
 from cluster.api_keys import read_keys
 from cluster.deployed import deployed
 from cluster.placement import Node
@@ -52,6 +52,7 @@ def _cluster(address: str | None, service: Service, notes: TextIO) -> Iterator[P
     """The one that was named; or one of this machine, which ends with this process, and a folder for it."""
     if join(address) is not None:
         warn_of_open_door(notes)
+        _warn_of_no_room(service, notes)
         yield None
         return
     _check_free(service)
@@ -74,6 +75,17 @@ def _cluster(address: str | None, service: Service, notes: TextIO) -> Iterator[P
             yield Path(folder)
     finally:
         ray.shutdown()
+
+
+def _warn_of_no_room(service: Service, notes: TextIO) -> None:
+    """More nodes may come; and they may see folders that this machine does not."""
+    try:
+        service.check(nodes())
+    except LayoutError as error:
+        print(f"warning: {error}; waiting until there is room", file=notes, flush=True)
+    except UserError:
+        if not service.is_file:
+            raise
 
 
 @contextmanager
