@@ -31,7 +31,8 @@ from tests.cluster.serve_case import (
     serving,
     wait_for,
 )
-from tests.cluster.serve_load import MINUTES, damage, our_processes, put
+from tests.cluster.serve_load import MINUTES, damage, put
+from tests.cluster.serve_strikes import our_processes
 
 pytestmark = pytest.mark.slow
 
