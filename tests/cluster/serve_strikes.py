@@ -53,6 +53,7 @@ def raising_rank() -> None:
 
 def _corrupt_an_order(_actor: object) -> None:
     """In the replica's process, before the next one that its thread sends."""
+    gc.unfreeze()  # Serve has it look at less
     (replica,) = (one for one in gc.get_objects() if type(one) is Replica)
     group: Any = replica.engine._source._source._ranks  # type: ignore[attr-defined]
     assert isinstance(group, RankGroup)
