@@ -195,9 +195,18 @@ def _closed(name: str, entry: _Entry, task: asyncio.Task[ServedModel]) -> None:
 
 def _hopeless(entry: _Entry) -> str | None:
     """Why requests wait in vain, if they would."""
-    failed = entry.status.status == ApplicationStatus.DEPLOY_FAILED
-    failing = entry.status.deployments[MODEL].status_trigger == _FAILING
-    return _message(entry) if (failed or failing) and not entry.running else None
+    return _message(entry) if not entry.running and _starts_in_vain(entry) else None
+
+
+def _starts_in_vain(entry: _Entry) -> bool:
+    """Serve has given up, or has tried several times, or people have to mend something first."""
+    deployment = entry.status.deployments[MODEL]
+    is_for_people = isinstance(raised_in(deployment.message), UserError)
+    return (
+        entry.status.status == ApplicationStatus.DEPLOY_FAILED
+        or deployment.status_trigger == _FAILING
+        or is_for_people
+    )
 
 
 def _problem(entry: _Entry) -> str | None:
