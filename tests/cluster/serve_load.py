@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -113,6 +113,26 @@ def calling(*groups: Sequence[Caller]) -> Iterator[None]:
             over.set()
     for one in found:
         one.result()
+
+
+@contextmanager
+def statuses(service: Service) -> Iterator[set[int]]:
+    """Of the answers that somebody gets who asks all the time, until the block ends."""
+    over, found = threading.Event(), set[int]()
+
+    def ask() -> None:
+        with httpx.Client(**PLAIN) as client:
+            while not over.is_set():
+                with suppress(httpx.TransportError):
+                    found.add(client.get(f"{service.url}/v1/models").status_code)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    try:
+        yield found
+    finally:
+        over.set()
+        thread.join()
 
 
 def ready_again(service: Service) -> float:

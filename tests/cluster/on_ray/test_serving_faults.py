@@ -21,7 +21,17 @@ from ray.cluster_utils import Cluster
 from cluster.serve_plan import Service
 from tests.cluster.run_engines import Made, make
 from tests.cluster.serve_case import change, processes, replicas, serving, wait_for
-from tests.cluster.serve_load import MINUTES, PLAIN, Caller, calling, damage, put, ready_again, unready
+from tests.cluster.serve_load import (
+    MINUTES,
+    PLAIN,
+    Caller,
+    calling,
+    damage,
+    put,
+    ready_again,
+    statuses,
+    unready,
+)
 from tests.cluster.serve_strikes import (
     killed_rank,
     killed_replica,
@@ -282,9 +292,10 @@ def test_what_holds_connections(
     ready_again(service)
     before = replicas("struck"), replicas("other")
     mine = callers(service, "struck")
-    with calling(mine):
+    with statuses(service) as found, calling(mine):
         strike()
         asked_again(service, undisturbed)
+    assert all(status == 200 or status >= 500 for status in found), "what clients ask again after"
     for caller in mine:
         for answer in caller.answers:
             expected = undisturbed[caller.prompt]
