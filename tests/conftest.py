@@ -17,6 +17,7 @@ ON_RAY = "/on_ray/"
 
 HEAD = {
     "include_dashboard": False,
+    "dashboard_port": None,  # any: several clusters of tests are on one machine
     "_system_config": {"worker_niceness": 0, "health_check_period_ms": 1000},
 }
 
