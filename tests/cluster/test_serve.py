@@ -9,7 +9,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -33,11 +33,13 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
 
 
 @contextmanager
-def rankforge_serve(*args: object) -> Iterator[tuple[subprocess.Popen[str], list[str]]]:
+def rankforge_serve(
+    *args: object, env: Mapping[str, str] = PLAIN
+) -> Iterator[tuple[subprocess.Popen[str], list[str]]]:
     """A process, and what it has said; it is ready."""
     command = [sys.executable, "-m", "cluster", "serve", *map(str, args)]
     with subprocess.Popen(
-        command, cwd=ROOT, env=PLAIN, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command, cwd=ROOT, env={**env}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout and process.stderr
         notes: list[str] = []
@@ -91,6 +93,26 @@ def requests_of(family: list[psutil.Process]) -> list[dict[str, Any]]:
     names = [f"session_*/logs/serve/requests_{process.pid}.jsonl" for process in family]
     files = [file for name in names for file in Path(tempfile.gettempdir(), "ray").glob(name)]
     return [json.loads(line) for file in files for line in file.read_text().splitlines()]
+
+
+def test_a_cluster_that_was_there_stays(made: Made) -> None:
+    """The model goes with the command, and another address than the one that is served at is refused."""
+    port, engine = free_port(), made.engine("one")
+    with own_ray(mode="disabled", num_cpus=8) as ray:
+        options = ["--address", ray.address, "--name"]
+        with rankforge_serve(engine, *options, "tiny", "--port", port, env=ray.env) as (process, said):
+            url, body = said[-1].split()[1], json.loads(said[-1].split("-d ")[1].strip().strip("'"))
+            assert httpx.post(url, json=body).json()["usage"]["completion_tokens"] > 0
+            done = ray.run("-m", "cluster", "serve", engine, *options, "more", "--port", free_port())
+            assert done.returncode == 2 and f"at --host=127.0.0.1 --port={port}; use these" in done.stderr
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(100) == 128 + signal.SIGTERM
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(f"http://127.0.0.1:{port}/health")
+        assert ray.run("-c", JOIN, ray.address).returncode == 0
+
+
+JOIN = "import sys, ray; ray.init(sys.argv[1]); assert not ray.util.list_named_actors(True)"
 
 
 def test_serve_deploy_takes_the_same_file(made: Made, tmp_path: Path) -> None:
