@@ -111,7 +111,7 @@ def planned(options: ServeOptions) -> Service:
         raise UserError(f"--name={name}: is the service's own; choose another")
     access = bound(Access(keys_file=options.keys_file), options.host or HOST, insecure=options.insecure)
     keys = str(options.keys_file.absolute()) if options.keys_file else None
-    api = {"drain_s": options.drain_s, "access": {"keys_file": keys, "only_local": access.only_local}}
+    api = {"drain_s": options.drain_s, "access": {"keys_file": keys, "insecure": access.insecure}}
     applications = [
         {"name": API, "route_prefix": "/", "import_path": API_PATH, "args": api},
         {"name": name, "route_prefix": None, "import_path": MODEL_PATH, "args": args},
@@ -168,7 +168,7 @@ def _of_file(options: ServeOptions) -> Service:
             elif path == API_PATH:
                 config = service_config(app.get("args", {}))
                 access = bound(config.access, str(http["host"]), insecure=options.insecure)
-                given = {**app.get("args", {}).get("access", {}), "only_local": access.only_local}
+                given = {**app.get("args", {}).get("access", {}), "insecure": access.insecure}
                 app["args"] = {**app.get("args", {}), "access": given}
                 api = name
         except UserError as error:

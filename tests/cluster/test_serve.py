@@ -21,7 +21,7 @@ import yaml
 
 from tests.cluster.own_ray import PLAIN, ROOT, own_ray
 from tests.cluster.run_engines import Made, make
-from tests.cluster.serve_case import free_port
+from tests.cluster.serve_case import free_port, wait_for
 from tests.cluster.test_api_access import Keys
 
 pytestmark = pytest.mark.slow
@@ -132,6 +132,27 @@ def test_serve_deploy_takes_the_same_file(made: Made, tmp_path: Path) -> None:
         config["applications"].append(model | {"name": "two"})
         deploy(ray, file, config)
         assert wait_for_answer(port, "two", 100)["usage"]["completion_tokens"] == 4
+
+
+def test_serve_deploy_opens_no_door_without_keys(made: Made, tmp_path: Path) -> None:
+    """Serve's own command looks at nothing; the API does."""
+    config: dict[str, Any] = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
+    api, host, port = config["applications"][0], "0.0.0.0", free_port()
+    env = config["controller_options"]["runtime_env"]["env_vars"]
+    env |= {"RAY_SERVE_HAPROXY_STATS_PORT": str(free_port())}
+    config |= {"http_options": {"host": host, "port": port}, "applications": [api]}
+    api["args"] |= {"replicas": 1, "cpus": 0}
+    with own_ray(mode="disabled", dashboard=True) as ray:
+        deploy(ray, tmp_path / "serve.yaml", config)
+        wait_for(lambda: "--host 0.0.0.0: without API keys" in ray.run("-c", SAID, ray.address).stdout)
+        with pytest.raises(httpx.HTTPStatusError):
+            httpx.get(f"http://127.0.0.1:{port}/v1/models").raise_for_status()
+        api["args"]["access"] = {"insecure": True}
+        deploy(ray, tmp_path / "serve.yaml", config)
+        wait_for(lambda: httpx.get(f"http://127.0.0.1:{port}/health").status_code == 200)
+
+
+SAID = "import sys, ray; from ray import serve; ray.init(sys.argv[1]); print(serve.status())"
 
 
 def deploy(ray: Any, file: Path, config: dict[str, Any]) -> None:
