@@ -229,7 +229,7 @@ def _application(config: ServiceConfig) -> ASGIApp:
         async with watched(config.limits, cluster, ray.util.get_node_ip_address()) as catalogue:
             yield catalogue
 
-    return _Nameless(create_app(opening, config.limits, access=config.access))
+    return _Nameless(create_app(opening, config.limits, access=config.access, processes=config.replicas))
 
 
 class _Nameless:

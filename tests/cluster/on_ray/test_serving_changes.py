@@ -86,6 +86,7 @@ def test_one_model_changes_and_the_other_does_not_notice(local_ray: None, engine
     with serving({"one": one, "other": {"model": engine, "num_blocks": 32}}) as found:
         before = replicas("one"), replicas("other")
         change(found, {"one": one, "other": {"model": engine, "num_blocks": 48}})
+        wait_for(lambda: "other: deploying" in httpx.get(f"{found.url}/ready").text)
         wait_for(lambda: replicas("other") not in ([], before[1]) and is_ready(found))
         assert replicas("one") == before[0]
         change(found, {"one": one})

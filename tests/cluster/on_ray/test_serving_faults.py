@@ -145,6 +145,30 @@ def answered_again(service: Service, undisturbed: dict[str, str], asked: list[st
     print(f"both models have answered after {time.monotonic() - since:.1f} s")
 
 
+def api_ports() -> list[int]:
+    """Of the API's processes, each with one of its own."""
+    found = [one.net_connections("tcp") for one in our_processes("ServeReplica:api")]
+    return [
+        one.laddr.port for all_of in found for one in all_of
+        if one.status == psutil.CONN_LISTEN and 30000 <= one.laddr.port <= 31000
+    ]  # fmt: skip
+
+
+def generated(port: int) -> float:
+    lines = httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=30).text.splitlines()
+    name = 'rankforge:generation_tokens_total{model_name="other"}'
+    return sum(float(line.split()[-1]) for line in lines if line.startswith(name))
+
+
+def test_each_process_of_the_api_counts_what_came_through_it(service: Service) -> None:
+    ready_again(service)
+    ports = api_ports()
+    before = sum(map(generated, ports))
+    with calling(callers(service, "other")):
+        pass
+    assert len(ports) == 2 and sum(map(generated, ports)) == before + TOKENS * len(PROMPTS)
+
+
 @pytest.mark.parametrize("title", ["ServeReplica:api", "haproxy", "HAProxyManager"])
 def test_a_process_that_holds_connections(title: str, service: Service, undisturbed: dict[str, str]) -> None:
     """What it was answering breaks, and looks broken; who asks again gets an answer."""
