@@ -26,6 +26,8 @@ class Access:
     only_local: bool = False
     """Without keys: requests that name another host than this machine are refused, as a page makes them that
     has given its own name this machine's address. `bound` says where."""
+    insecure: bool = False
+    """Without keys: whoever reaches the port may use the server, wherever it listens."""
     log_requests: bool = True
     """A line of JSON for every request."""
     log_prompts: bool = False
@@ -41,12 +43,15 @@ class Access:
 
 def bound(access: Access, host: str, *, insecure: bool = False) -> Access:
     """Of a server that listens at this host. One that asks for no key is not to be reached by others."""
-    if access.keys_file is not None or insecure:
+    if access.keys_file is not None:
         return access
+    if insecure or access.insecure:
+        return replace(access, insecure=True)
     if not is_loopback(host):
         raise UserError(
             f"--host {host}: without API keys a server listens on loopback alone; name a --keys_file "
-            "(`rankforge keys add` makes one), or say --insecure"
+            "(`rankforge keys add` makes one), or say --insecure (in a file, `access: {keys_file: ...}` or "
+            "`access: {insecure: true}` of the API)"
         )
     return replace(access, only_local=True)
 

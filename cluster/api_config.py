@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from builders.errors import UserError
 
@@ -47,6 +47,11 @@ class ApiConfig:
     """What takes longer to compile is refused."""
     max_inline_chars: int = 512
     """Texts up to this are encoded where requests are served, longer ones in a thread beside."""
+
+    def shared_by(self, processes: int) -> ApiConfig:
+        """What each of several processes takes, so that all of them take no more than this: rounded up."""
+        shares = {name: -(-getattr(self, name) // processes) for name in ("max_streams", "max_waiting")}
+        return replace(self, **shares)
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():

@@ -15,7 +15,7 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview
 
-from builders.errors import UserError, WorkerError
+from builders.errors import RankforgeError, UserError, WorkerError
 from cluster.api_config import ApiConfig
 from cluster.api_service import Service
 from cluster.local_app import served
@@ -36,6 +36,8 @@ _GOING = ApplicationStatus.DELETING
 _FAILING = cast(Any, "REPLICA_STARTUP_FAILED")
 """The reason of a deployment's state, where replicas do not start: Serve goes on trying."""
 _LOOK_S = 1.0
+_RENEWED_S = 0.2
+"""While replicas are renewed, those of before take what those of now refuse."""
 _LOG = logging.getLogger("ray.serve")
 
 
@@ -67,6 +69,7 @@ class _Entry:
     status: ApplicationStatusOverview
     served: ServedModel | None = None
     engine: RemoteEngine | None = None
+    card: Card | None = None
     replicas: Replicas | None = None
     deployed_s: float = 0.0
     """Of the configuration that `served` was opened with."""
@@ -113,6 +116,13 @@ class ServeCatalogue:
         if entry.served is None and (why := _hopeless(entry)):
             raise WorkerError(f"{name}: {why}")
         return entry.served or await asyncio.shield(self._open(name or "", entry))
+
+    async def renew(self, name: str) -> None:
+        """Some of its replicas have another tokenizer than is known here."""
+        if entry := self._entries.get(name):
+            with suppress(RayError, RayServeException, RankforgeError):
+                await asyncio.shield(self._open(name, entry))
+        await asyncio.sleep(_RENEWED_S)
 
     def problems(self) -> Sequence[str]:
         if not self._has_looked:
@@ -173,16 +183,17 @@ class ServeCatalogue:
 
     async def _opened(self, name: str, entry: _Entry) -> ServedModel:
         deployed_s, replicas = entry.status.last_deployed_time_s, self._cluster.replicas(name)
+        is_settled = entry.status.status == ApplicationStatus.RUNNING  # or the card may be an old replica's
         card = await replicas.card()
         phases = ", ".join(f"{phase} {taken:.2f} s" for phase, taken in card.seconds.items())
         _LOG.info("%s: %s", name, phases)
-        if entry.served and entry.served.facts == card.facts:
+        if is_settled:
             entry.deployed_s = deployed_s
+        if entry.served and entry.card and entry.card.is_as(card):
             return entry.served
-        engine = RemoteEngine(card.facts, replicas.attend, self._port)
+        engine = RemoteEngine(card.facts, replicas.attend, self._port, words=card.words)
         served = await asyncio.to_thread(_with_words, engine, card, self._config)
-        entry.served, entry.engine, entry.deployed_s = served, engine, deployed_s
-        entry.replicas = replicas
+        entry.served, entry.engine, entry.card, entry.replicas = served, engine, card, replicas
         self._tell()
         return served
 

@@ -16,6 +16,7 @@ from typing import Any, TextIO
 
 from ray import serve
 from ray.exceptions import RayError
+from ray.serve._private.client import ServeControllerClient
 from ray.serve.context import _get_global_client
 from ray.serve.schema import ApplicationStatus, ServeDeploySchema
 
@@ -24,6 +25,7 @@ from cluster.catalogue import MODEL, RUNNING
 from cluster.replica import Card
 from cluster.serve_cause import raised_in
 from cluster.serve_plan import API, Service
+from cluster.serve_port import check_free, check_same
 from cluster.serving import api, model
 
 _LOOK_S = 0.2
@@ -33,32 +35,38 @@ _SOON_S = 5.0
 
 @contextmanager
 def deployed(
-    service: Service, drain_s: float, notes: TextIO, *, scratch: Path | None = None
+    service: Service,
+    drain_s: float,
+    notes: TextIO,
+    *,
+    scratch: Path | None = None,
+    is_own: bool = False,
 ) -> Iterator[None]:
     """What this deploys is drained at the end, and Serve ended, if it was not there before.
 
     HAProxy's files are in `scratch`, which has to be a folder of every node, or else where Ray puts them.
+    A Ray of our own ends right afterwards: nothing is taken back there that nobody has been told of.
     """
-    before = serve.status()
-    _start(service, scratch)
+    before, has_answered = serve.status(), False
     try:
+        _start(service, scratch, is_new=not before.proxies)
         if service.is_file:
-            client = _get_global_client()
-            assert client is not None, "Serve has been started"
-            client.deploy_apps(ServeDeploySchema.model_validate(service.schema))
+            _client().deploy_apps(ServeDeploySchema.model_validate(service.schema))
         else:
             _run(service, has_api=API in before.applications)
         _until_ready(service, notes)
+        has_answered = True
         yield
     finally:
         names = [app["name"] for app in service.schema["applications"]]
         ours = [name for name in names if name not in before.applications]
-        _drain(service, ours, drain_s, notes)
-        if not before.proxies:
-            serve.shutdown()
+        if has_answered or not is_own:
+            _drain(service, ours, drain_s if has_answered else 0, notes)
+            if not before.proxies:
+                serve.shutdown()
 
 
-def _start(service: Service, scratch: Path | None) -> None:
+def _start(service: Service, scratch: Path | None, *, is_new: bool) -> None:
     """HAProxy hands connections to the API's processes: no token passes through Serve's own proxy."""
     given = {"host": service.schema["http_options"]["host"], "port": service.schema["http_options"]["port"]}
     env = {
@@ -73,12 +81,22 @@ def _start(service: Service, scratch: Path | None) -> None:
     if scratch:
         env |= {name: str(scratch / file) for name, file in _FILES.items()} | _haproxy(scratch)
     chosen = service.schema.get("controller_options") or {"runtime_env": {"env_vars": env}}
+    if is_new:
+        check_free(service)
+    else:
+        check_same(service, _client().http_config)
     try:
         serve.start(
             proxy_location=service.schema.get("proxy_location"), http_options=given, controller_options=chosen
         )
     except RayError as error:
         raise WorkerError(f"Ray Serve does not start: {str(error).splitlines()[0]}") from error
+
+
+def _client() -> ServeControllerClient:
+    client = _get_global_client()
+    assert client is not None, "Serve has been started"
+    return client
 
 
 _FILES = {

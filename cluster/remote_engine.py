@@ -14,7 +14,7 @@ from ray.serve.exceptions import BackPressureError, RayServeException
 
 from actors.engine_stats import EngineStats, continued
 from actors.messages import Request, Tokens, encode
-from builders.errors import BusyError, RankforgeError, WorkerError
+from builders.errors import BusyError, RankforgeError, WordsError, WorkerError
 from cluster.engine_client import EngineLoad, ModelFacts
 from cluster.news_stream import NewsStream
 from cluster.told import Told
@@ -87,6 +87,8 @@ class _Visit:
     def end(self, ended: Ended) -> None:
         """Another replica may do what an engine that fails does not."""
         error = error_of(ended)
+        if isinstance(error, WordsError) and self.stream.has_begun:  # its tokens cannot be made again
+            error = WorkerError(str(error))
         if isinstance(error, WorkerError):
             self.failure = error
         else:
@@ -100,8 +102,10 @@ class _Visit:
 class RemoteEngine:
     """Used from one event loop."""
 
-    def __init__(self, facts: ModelFacts, attend: Attend, port: NewsPort) -> None:
+    def __init__(self, facts: ModelFacts, attend: Attend, port: NewsPort, *, words: str = "") -> None:
+        """Replicas with another tokenizer than `words` refuse what comes from here."""
         self._facts, self._attend, self._port = facts, attend, port
+        self._door = replace(port.door, words=words)
         self._loop = asyncio.get_running_loop()
         self._visits: dict[str, _Visit] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -135,7 +139,7 @@ class RemoteEngine:
     def _send(self, visit: _Visit, request: Request) -> None:
         self._port.expect(request.id, visit)
         visit.known_as, visit.sender, visit.failure = request.id, None, None
-        visit.call = self._attend(encode(request), self._port.door)
+        visit.call = self._attend(encode(request), self._door)
 
     def cancel(self, request: str, index: int | None = None) -> None:
         visit = self._visits.get(request)

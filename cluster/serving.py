@@ -11,6 +11,7 @@ import logging
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,6 +19,7 @@ import ray
 from ray import serve
 from ray.exceptions import RayError, RayTaskError
 from ray.serve._private.logging_utils import get_serve_logs_dir
+from ray.serve.context import _get_global_client
 from ray.serve.exceptions import RayServeException
 from ray.serve.schema import ApplicationStatusOverview
 from ray.util.placement_group import placement_group_table
@@ -28,6 +30,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from actors.open_generator import GeneratorOptions
 from actors.rank_actors import Room
 from builders.errors import RankforgeError
+from cluster.access import bound
 from cluster.api import create_app
 from cluster.catalogue import MODEL, Cluster, ServeCatalogue, watched
 from cluster.engine_client import EngineLoad
@@ -90,8 +93,12 @@ def model(args: dict[str, Any]) -> serve.Application:
 
 
 def api(args: dict[str, Any]) -> serve.Application:
-    """OpenAI's endpoints over all models of the cluster: `args` are the fields of `ServiceConfig`."""
+    """OpenAI's endpoints over all models of the cluster: `args` are the fields of `ServiceConfig`.
+
+    `serve deploy` calls it too, and nobody else has looked then at where Serve listens.
+    """
     config = service_config(args)
+    config = replace(config, access=bound(config.access, _host()))
 
     def application() -> ASGIApp:
         return _application(config)
@@ -108,6 +115,13 @@ def api(args: dict[str, Any]) -> serve.Application:
         )
         .bind()
     )
+
+
+def _host() -> str:
+    """Where Serve listens, which has been started before its applications are."""
+    client = _get_global_client()
+    assert client is not None, "Serve has been started"
+    return str(client.http_config.host)
 
 
 class Model:
@@ -220,7 +234,7 @@ def _application(config: ServiceConfig) -> ASGIApp:
         async with watched(config.limits, cluster, ray.util.get_node_ip_address()) as catalogue:
             yield catalogue
 
-    return _Nameless(create_app(opening, config.limits, access=config.access))
+    return _Nameless(create_app(opening, config.limits, access=config.access, processes=config.replicas))
 
 
 class _Nameless:

@@ -20,7 +20,7 @@ from zmq.utils.monitor import recv_monitor_message
 
 from actors.engine_stats import EngineStats
 from actors.messages import Tokens
-from builders.errors import BusyError, RankforgeError, RequestError, UserError, WorkerError
+from builders.errors import BusyError, RankforgeError, RequestError, UserError, WordsError, WorkerError
 
 _BEAT_MS, _SILENT_MS = 2000, 10000
 """How often ZeroMQ asks whether the other end is there, and how long it waits for an answer."""
@@ -31,13 +31,15 @@ class Door(Struct, frozen=True, array_like=True):
 
     url: str
     secret: bytes
+    words: str = ""
+    """Which tokenizer made the tokens that come from there, where it says so."""
 
 
 class Ended(Struct, frozen=True, array_like=True):
     """A request that has no news any more, for it failed or was refused."""
 
     request: str
-    kind: Literal["user", "busy", "failed", "request"]
+    kind: Literal["user", "words", "busy", "failed", "request"]
     """Which error it was."""
     message: str
 
@@ -252,8 +254,9 @@ class NewsLine:
 
 def ended_by(request: str, error: RankforgeError) -> Ended:
     """As it travels."""
-    kinds: dict[type[RankforgeError], Literal["user", "busy", "request"]] = {
+    kinds: dict[type[RankforgeError], Literal["user", "words", "busy", "request"]] = {
         UserError: "user",
+        WordsError: "words",
         BusyError: "busy",
         RequestError: "request",
     }
@@ -265,5 +268,5 @@ def error_of(ended: Ended) -> RankforgeError:
     """As it was raised."""
     if ended.kind == "request":
         return RequestError(ended.request, ended.message)
-    kinds = {"user": UserError, "busy": BusyError, "failed": WorkerError}
+    kinds = {"user": UserError, "words": WordsError, "busy": BusyError, "failed": WorkerError}
     return kinds[ended.kind](ended.message)

@@ -16,7 +16,7 @@ from ray.serve.exceptions import BackPressureError
 
 from actors.messages import Begun, Request, Tokens, decode
 from actors.sampling_params import SamplingParams
-from builders.errors import BusyError, UserError, WorkerError
+from builders.errors import BusyError, UserError, WordsError, WorkerError
 from cluster.engine_client import EngineLoad
 from cluster.local_engine import LocalEngine
 from cluster.remote_engine import RemoteEngine
@@ -102,6 +102,26 @@ def test_news_come_in_order_and_the_call_ends() -> None:
                 assert [one.tokens for one in news if one.index == index] == [(2,), (1,), (0,)]
             await until(lambda: it.calls[0].done())
             assert it.remote.load() == EngineLoad() == it.replica.engine.load()
+
+    asyncio.run(main())
+
+
+def test_tokens_of_another_tokenizer_are_refused() -> None:
+    """Before the engine has anything of it."""
+
+    async def main() -> None:
+        async with case() as it:
+            for words, fits in ((it.replica.card.words, True), ("another", False), ("", True)):
+                remote = RemoteEngine(FACTS, it.attend, it.port, words=words)
+                name = f"from-{words}"
+                if fits:
+                    assert len(await read(remote.submit(request(name)))) == 3
+                else:
+                    steps = it.source.steps
+                    with pytest.raises(WordsError, match="its tokenizer has changed"):
+                        await read(remote.submit(request(name)))
+                    assert it.source.steps == steps
+                await remote.close()
 
     asyncio.run(main())
 

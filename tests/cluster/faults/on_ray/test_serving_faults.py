@@ -138,6 +138,32 @@ def said_by(cluster: Cluster, model: str) -> str:
     return "".join(file.read_text() for file in folder.glob(f"replica_{model}_*.log"))
 
 
+def api_ports() -> list[int]:
+    """Of the API's processes, each with one of its own."""
+    found = [one.net_connections("tcp") for one in our_processes("ServeReplica:api")]
+    return [
+        one.laddr.port
+        for connections in found
+        for one in connections
+        if one.status == psutil.CONN_LISTEN and 30000 <= one.laddr.port <= 31000
+    ]
+
+
+def generated(port: int) -> float:
+    lines = httpx.get(f"http://127.0.0.1:{port}/metrics", **PLAIN).text.splitlines()
+    name = 'rankforge:generation_tokens_total{model_name="other"}'
+    return sum(float(line.split()[-1]) for line in lines if line.startswith(name))
+
+
+def test_each_process_of_the_api_counts_what_came_through_it(service: Service) -> None:
+    ready_again(service)
+    ports = api_ports()
+    before = sum(map(generated, ports))
+    for one in callers(service, "other"):
+        one.ask()
+    assert len(ports) == 2 and sum(map(generated, ports)) == before + TOKENS * len(PROMPTS)
+
+
 def test_the_cache_was_full(service: Service, undisturbed: dict[str, str]) -> None:
     """All the while, of the model that is struck."""
 
