@@ -57,7 +57,7 @@ Look = Mapping[int, Thread]
 
 
 def look(root: int, parts: Mapping[str, str]) -> Look:
-    """At all processes below one. `parts` are named by a mark that is in a command line; others are `rest`."""
+    """At all processes below one. `parts` are named by a mark in the command line; others are `rest`."""
     found = {}
     for pid in _below(root):
         command = _text(Path(f"/proc/{pid}/cmdline")).replace("\0", " ")

@@ -5,13 +5,13 @@
 Starts a Ray of its own. `us a token` is the processor time of everything in it but the client, less what it
 takes when nobody asks for anything, by token: that of `api`, `replica` and `proxy`, and Ray's own (`rest`).
 What is taken off is in `idle`, as it would be by token: it costs what it costs, whoever asks. `wakes` are how
-often a thread goes to sleep, by token. `and core` is the inverse of `us a token`; `a second` is what the clock
-says, on a machine that the client shares. `first ms` is the median time to the first event of requests that
-are alone, of which the engine takes what is said first. With `--step_ms 5` the engine gives every text a token
-each 5 ms, so that little is sent at once. Of `--rounds`, the one that costs least counts: others' work on the
-machine adds and never takes away. Lines that begin with `request` are of completions of one token, which are not
-streamed, over connections that stay open: `us` by request. `--threads` adds what each kind of thread takes.
-The goals: 200 us, 1000 tokens a second and core, 5 ms more than the engine takes.
+often a thread goes to sleep, by token. `and core` is the inverse of `us a token`; `a second` is what the
+clock says, on a machine that the client shares. `first ms` is the median time to the first event of requests
+that are alone, of which the engine takes what is said first. With `--step_ms 5` the engine gives every text a
+token each 5 ms, so that little is sent at once. Of `--rounds`, the one that costs least counts: others' work
+on the machine adds and never takes away. Lines that begin with `request` are of completions of one token,
+which are not streamed, over connections that stay open: `us` by request. `--threads` adds what each kind of
+thread takes. The goals: 200 us, 1000 tokens a second and core, 5 ms more than the engine takes.
 """
 
 from __future__ import annotations

@@ -43,7 +43,8 @@ class FakeModel:
         with tempfile.TemporaryDirectory() as folder:
             byte_level().save_pretrained(folder)
             files = {f"tokenizer/{file.name}": file.read_bytes() for file in Path(folder).iterdir()}
-        self._replica = Replica(engine, Card(facts=FACTS, files=files, chat_template=TEMPLATE, tool_format=None, seconds={}))
+        card = Card(facts=FACTS, files=files, chat_template=TEMPLATE, tool_format=None, seconds={})
+        self._replica = Replica(engine, card)
 
     async def attend(self, request: bytes, door: Door) -> None:
         await self._replica.attend(request, door)
