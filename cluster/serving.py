@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import AsyncIterator
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Mapping
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
@@ -16,9 +17,11 @@ from typing import Any, cast
 import ray
 from ray import serve
 from ray.exceptions import RayError, RayTaskError
+from ray.serve._private.common import DeploymentStatus, DeploymentStatusTrigger
 from ray.serve._private.logging_utils import get_serve_logs_dir
+from ray.serve.context import _get_global_client
 from ray.serve.exceptions import RayServeException
-from ray.serve.schema import ApplicationStatusOverview
+from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview, DeploymentStatusOverview
 from ray.util.placement_group import placement_group_table
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from starlette.datastructures import MutableHeaders
@@ -225,16 +228,38 @@ class _Nameless:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def nameless(message: Message) -> None:
+        def nameless(message: Message) -> Awaitable[None]:
             if message["type"] == "http.response.start":
                 del MutableHeaders(scope=message)["x-request-id"]
-            await send(message)
+            return send(message)
 
         await self._app(scope, receive, nameless)
 
 
 def _applications() -> dict[str, ApplicationStatusOverview]:
-    return {model_name(name): status for name, status in serve.status().applications.items()}
+    """As `serve.status()` says, which takes ten times as long: 30 ms in which no token gets through."""
+    client = _get_global_client()
+    assert client is not None, "it raises where Serve is not there"
+    found: Mapping[str, Any] = client.get_serve_details()["applications"]
+    return {model_name(name): _status(app) for name, app in found.items()}
+
+
+def _status(app: Mapping[str, Any]) -> ApplicationStatusOverview:
+    deployments = {
+        name: DeploymentStatusOverview(
+            status=DeploymentStatus(one["status"]),
+            status_trigger=DeploymentStatusTrigger(one["status_trigger"]),
+            replica_states=Counter(replica["state"] for replica in one["replicas"]),
+            message=one["message"],
+        )
+        for name, one in app["deployments"].items()
+    }
+    return ApplicationStatusOverview(
+        status=ApplicationStatus(app["status"]),
+        message=app["message"],
+        last_deployed_time_s=app["last_deployed_time_s"],
+        deployments=deployments,
+    )
 
 
 class _Replicas:
