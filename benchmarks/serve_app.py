@@ -13,7 +13,7 @@ from benchmarks.http_server import InstantSource
 from cluster.catalogue import MODEL
 from cluster.local_engine import LocalEngine
 from cluster.replica import Card, Replica
-from cluster.serving import ENVIRONMENT
+from cluster.serving import ENVIRONMENT, log_with_serve
 from cluster.wire import Door
 from tests.actors.test_detokenizer import CORPUS, byte_level
 from tests.cluster.fake_engine import FACTS
@@ -29,6 +29,7 @@ class FakeModel:
     """What `cluster.serving.Model` does, over a source that computes nothing."""
 
     async def __init__(self, step_s: float) -> None:  # type: ignore[misc]
+        log_with_serve()
         engine = LocalEngine(source(step_s), FACTS, max_waiting=10**6)
         with tempfile.TemporaryDirectory() as folder:
             byte_level().save_pretrained(folder)

@@ -117,7 +117,7 @@ class Model:
 
     async def __init__(self, config: ModelConfig, room: Room) -> None:  # type: ignore[misc]  # Serve waits
         name = model_name(serve.get_replica_context().app_name)
-        _log_as_serve_does()
+        log_with_serve()
         seconds = {"placed": _placed_s()}
         found = await _made(config)
         options = GeneratorOptions(
@@ -196,10 +196,20 @@ async def _made(config: ModelConfig) -> Made:
         raise
 
 
-def _log_as_serve_does() -> None:
-    """What happens to its ranks is in the replica's own log."""
+def log_with_serve() -> None:
+    """What happens to its ranks is in the replica's own log; a line of every call is not."""
+    without_calls()
     for handler in logging.getLogger("ray.serve").handlers:
         logging.getLogger("rankforge").addHandler(handler)
+
+
+def without_calls() -> None:
+    """Serve's line of a call takes a sixth of it; requests have a log of ours (`request_log.py`)."""
+    logging.getLogger("ray.serve").addFilter(_is_no_call)
+
+
+def _is_no_call(record: logging.LogRecord) -> bool:
+    return not getattr(record, "serve_access_log", False)
 
 
 def _placed_s() -> float:
@@ -210,6 +220,7 @@ def _placed_s() -> float:
 
 def _application(config: ServiceConfig) -> ASGIApp:
     """In the replica's process."""
+    without_calls()
     log_requests_to(Path(get_serve_logs_dir()) / f"requests_{os.getpid()}.jsonl")
 
     @asynccontextmanager
@@ -267,6 +278,7 @@ class _Replicas:
 
     def __init__(self, name: str) -> None:
         self._handle = serve.get_deployment_handle(MODEL, application_name(name))
+        self._method = self._handle.attend  # made once: Serve copies its options every time
 
     @property
     def attend(self) -> Attend:
@@ -282,4 +294,4 @@ class _Replicas:
             )
 
     def _attend(self, request: bytes, door: Door) -> Call:
-        return self._handle.attend.remote(request, door)
+        return self._method.remote(request, door)
