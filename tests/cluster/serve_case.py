@@ -65,7 +65,7 @@ def change(old: Service, models: Mapping[str, Mapping[str, Any]], **api: Any) ->
     client.deploy_apps(ServeDeploySchema.model_validate(new.schema))
 
 
-def wait_for(what: Callable[[], object], timeout_s: float = 60.0) -> None:
+def wait_for(what: Callable[[], object], timeout_s: float = 180.0) -> None:
     """Until it is true."""
     deadline = time.monotonic() + timeout_s
     while not what():
