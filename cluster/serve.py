@@ -26,6 +26,11 @@ from cluster.serve_config import model_name
 from cluster.serve_options import ServeOptions
 from cluster.serve_plan import Service, planned
 
+_OWN_RAY = {
+    "prestart_worker_first_driver": False,  # replicas need processes of their own
+    "worker_niceness": 0,  # by itself, Ray has workers make room for whatever else a machine does
+}
+
 
 def serve(options: ServeOptions, out: TextIO, notes: TextIO) -> None:
     """Until it is interrupted."""
@@ -65,7 +70,7 @@ def _cluster(address: str | None, service: Service, notes: TextIO) -> Iterator[P
             log_to_driver=False,
             include_dashboard=False,
             logging_level=logging.ERROR,
-            _system_config={"prestart_worker_first_driver": False},  # replicas need processes of their own
+            _system_config=_OWN_RAY,
         )
     silence()
     try:
