@@ -250,7 +250,7 @@ def _with_words(engine: RemoteEngine, card: Card, config: ApiConfig) -> ServedMo
 @asynccontextmanager
 async def watched(config: ApiConfig, cluster: Cluster, host: str) -> AsyncIterator[ServeCatalogue]:
     """Looks at the cluster as long as it is used."""
-    catalogue = ServeCatalogue(config, cluster, NewsPort(host))
+    catalogue = ServeCatalogue(config, cluster, await NewsPort().open(host))
     watching = asyncio.get_running_loop().create_task(catalogue.watch())
     try:
         yield catalogue

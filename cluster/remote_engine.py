@@ -16,6 +16,7 @@ from actors.engine_stats import EngineStats, continued
 from actors.messages import Request, Tokens, encode
 from builders.errors import BusyError, RankforgeError, WordsError, WorkerError
 from cluster.engine_client import EngineLoad, ModelFacts
+from cluster.frames import Line
 from cluster.news_stream import NewsStream
 from cluster.told import Told
 from cluster.wire import Door, Ended, NewsPort, Report, error_of
@@ -69,10 +70,10 @@ class _Visit:
     failing_since: float | None = None
     """When it came to a replica whose engine has failed, first."""
     call: Call | None = None
-    sender: bytes | None = None
+    sender: Line | None = None
     """The replica that has it."""
 
-    def taken(self, sender: bytes) -> None:
+    def taken(self, sender: Line) -> None:
         self.sender = sender
 
     def push(self, news: Tokens) -> None:
@@ -116,7 +117,7 @@ class RemoteEngine:
         """What the last replica's engine failed of; nothing, while one works."""
         self._gone = EngineStats()
         """What replicas have counted that are not heard of any more."""
-        self._reports: dict[bytes, tuple[float, Report]] = {}
+        self._reports: dict[Line, tuple[float, Report]] = {}
         port.listen(facts.name, self._hear)
 
     @property
@@ -164,7 +165,7 @@ class RemoteEngine:
         """How many replicas say how they are."""
         return len(self._heard())
 
-    def _heard(self) -> dict[bytes, Report]:
+    def _heard(self) -> dict[Line, Report]:
         """Of each replica, what it said last; one that is dead says nothing."""
         since = self._loop.time() - _HEARD_S
         return {sender: report for sender, (heard, report) in self._reports.items() if heard > since}
@@ -182,7 +183,7 @@ class RemoteEngine:
             cache_blocks_used=sum(stats.cache_blocks_used for stats in reports),
         )
 
-    def _hear(self, sender: bytes, report: Report) -> None:
+    def _hear(self, sender: Line, report: Report) -> None:
         self._reports[sender] = self._loop.time(), report
         self._failed_last = report.failure
 
@@ -271,7 +272,7 @@ class RemoteEngine:
         visit.failing_since = visit.failing_since or now
         return None if self._others(visit.sender) and now - visit.failing_since < _FAILING_S else lost
 
-    def _others(self, but: bytes | None) -> bool:
+    def _others(self, but: Line | None) -> bool:
         """Whether another replica's engine works."""
         return any(not report.failure for sender, report in self._heard().items() if sender != but)
 

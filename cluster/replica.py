@@ -72,8 +72,7 @@ class Replica:
             self._check_words(door)
             stream = self.engine.submit(request)
             line.taken(request.id)
-            async for batch in stream:
-                line.news(batch)
+            await stream.passed_to(line.news)
         except RankforgeError as error:
             line.failed(request.id, error)
         finally:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +21,6 @@ from ray.exceptions import RayError, RayTaskError
 from ray.serve._private.logging_utils import get_serve_logs_dir
 from ray.serve.context import _get_global_client
 from ray.serve.exceptions import RayServeException
-from ray.serve.schema import ApplicationStatusOverview
 from ray.util.placement_group import placement_group_table
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from starlette.datastructures import MutableHeaders
@@ -47,6 +46,7 @@ from cluster.serve_config import (
     model_name,
     service_config,
 )
+from cluster.serve_status import applications
 from cluster.wire import Door
 
 _STARTS = 3
@@ -129,7 +129,7 @@ class Model:
 
     async def __init__(self, config: ModelConfig, room: Room) -> None:  # type: ignore[misc]  # Serve waits
         name = model_name(serve.get_replica_context().app_name)
-        _log_as_serve_does()
+        log_with_serve()
         seconds = {"placed": _placed_s()}
         engine = await _made(config)
         options = GeneratorOptions(
@@ -212,10 +212,20 @@ async def _made(config: ModelConfig) -> Made:
         raise
 
 
-def _log_as_serve_does() -> None:
-    """What happens to its ranks is in the replica's own log."""
+def log_with_serve() -> None:
+    """What happens to its ranks is in the replica's own log; a line of every call is not."""
+    without_calls()
     for handler in logging.getLogger("ray.serve").handlers:
         logging.getLogger("rankforge").addHandler(handler)
+
+
+def without_calls() -> None:
+    """Serve's line of a call takes a sixth of it; requests have a log of ours (`request_log.py`)."""
+    logging.getLogger("ray.serve").addFilter(_is_no_call)
+
+
+def _is_no_call(record: logging.LogRecord) -> bool:
+    return not getattr(record, "serve_access_log", False)
 
 
 def _placed_s() -> float:
@@ -226,11 +236,12 @@ def _placed_s() -> float:
 
 def _application(config: ServiceConfig) -> ASGIApp:
     """In the replica's process."""
+    without_calls()
     log_requests_to(Path(get_serve_logs_dir()) / f"requests_{os.getpid()}.jsonl")
 
     @asynccontextmanager
     async def opening() -> AsyncIterator[ServeCatalogue]:
-        cluster = Cluster(applications=_applications, replicas=_Replicas)
+        cluster = Cluster(applications=applications, replicas=_Replicas)
         async with watched(config.limits, cluster, ray.util.get_node_ip_address()) as catalogue:
             yield catalogue
 
@@ -244,16 +255,12 @@ class _Nameless:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def nameless(message: Message) -> None:
+        def nameless(message: Message) -> Awaitable[None]:
             if message["type"] == "http.response.start":
                 del MutableHeaders(scope=message)["x-request-id"]
-            await send(message)
+            return send(message)
 
         await self._app(scope, receive, nameless)
-
-
-def _applications() -> dict[str, ApplicationStatusOverview]:
-    return {model_name(name): status for name, status in serve.status().applications.items()}
 
 
 class _Replicas:
@@ -261,6 +268,7 @@ class _Replicas:
 
     def __init__(self, name: str) -> None:
         self._handle = serve.get_deployment_handle(MODEL, application_name(name))
+        self._method = self._handle.attend  # made once: Serve copies its options every time
 
     @property
     def attend(self) -> Attend:
@@ -276,4 +284,4 @@ class _Replicas:
             )
 
     def _attend(self, request: bytes, door: Door) -> Call:
-        return self._handle.attend.remote(request, door)
+        return self._method.remote(request, door)

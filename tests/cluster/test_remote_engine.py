@@ -9,8 +9,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import pytest
-import zmq
 from ray.exceptions import ActorDiedError
 from ray.serve.exceptions import BackPressureError
 
@@ -21,7 +21,7 @@ from cluster.engine_client import EngineLoad
 from cluster.local_engine import LocalEngine
 from cluster.remote_engine import RemoteEngine
 from cluster.replica import Card, Replica
-from cluster.wire import Door, NewsPort
+from cluster.wire import Door, NewsPort, Posted
 from tests.cluster.fake_engine import FACTS
 from tests.cluster.test_local_engine import Source
 
@@ -68,7 +68,8 @@ async def _raising(error: BaseException) -> None:
 async def case(source: Source | None = None) -> AsyncIterator[Case]:
     source = source or Source()
     card = Card(facts=FACTS, files={}, chat_template=None, tool_format=None, seconds={})
-    replica, port = Replica(LocalEngine(source, FACTS, max_waiting=4), card), NewsPort(HOST)
+    replica = Replica(LocalEngine(source, FACTS, max_waiting=4), card)
+    port = await NewsPort().open(HOST)
     found = Case(source, replica, port, None, [], [])  # type: ignore[arg-type]
     found.remote = RemoteEngine(FACTS, found.attend, port)
     try:
@@ -385,11 +386,14 @@ async def never(_request: bytes, _door: Door) -> None:
 def test_who_does_not_know_the_secret_is_not_heard() -> None:
     async def main() -> None:
         async with case() as it:
-            with zmq.Context() as context, context.socket(zmq.DEALER) as stranger:
-                stranger.setsockopt(zmq.LINGER, 0)
-                stranger.connect(it.port.door.url)
-                stranger.send(b"\x93\x91\xa1a\x90\x90")
-                stranger.send(b"nonsense")
-                assert len(await read(it.remote.submit(request()))) == 3
+            it.source.max_steps = threading.Semaphore(0)
+            stream = it.remote.submit(request())
+            lie = msgspec.msgpack.encode(Posted(news=(Tokens("a", 0, (9,), "stop"),)))
+            reader, writer = await asyncio.open_connection(it.port.door.host, it.port.door.port)
+            writer.write(bytes(16) + len(lie).to_bytes(4) + lie)
+            assert await reader.read() == b""
+            writer.close()
+            it.source.max_steps.release(10**6)
+            assert [one.tokens for one in await read(stream)] == [(2,), (1,), (0,)]
 
     asyncio.run(main())
