@@ -21,6 +21,7 @@ from cluster.api_service import Service
 from cluster.local_app import served
 from cluster.remote_engine import Attend, RemoteEngine
 from cluster.replica import Card
+from cluster.serve_cause import raised_in
 from cluster.served_model import ServedModel
 from cluster.tokenizer import open_tokenizer
 from cluster.wire import Door, NewsPort
@@ -32,6 +33,8 @@ RUNNING = cast(Any, "RUNNING")
 """The state of a replica that takes requests, as Serve counts them."""
 
 _GOING = ApplicationStatus.DELETING
+_FAILING = cast(Any, "REPLICA_STARTUP_FAILED")
+"""The reason of a deployment's state, where replicas do not start: Serve goes on trying."""
 _LOOK_S = 1.0
 _RENEWED_S = 0.2
 """While replicas are renewed, those of before take what those of now refuse."""
@@ -147,7 +150,7 @@ class ServeCatalogue:
             entry = self._entries.setdefault(name, _Entry(status))
             entry.status = status
             if entry.engine:
-                entry.engine.failure = _hopeless(entry)
+                entry.engine.learn(_hopeless(entry))
             if entry.running and not entry.is_current and status.status == ApplicationStatus.RUNNING:
                 self._open(name, entry)
         self._has_looked = True
@@ -203,21 +206,33 @@ def _closed(name: str, entry: _Entry, task: asyncio.Task[ServedModel]) -> None:
 
 def _hopeless(entry: _Entry) -> str | None:
     """Why requests wait in vain, if they would."""
-    failed = entry.status.status == ApplicationStatus.DEPLOY_FAILED and not entry.running
-    return _message(entry) if failed else None
+    return _message(entry) if not entry.running and _starts_in_vain(entry) else None
+
+
+def _starts_in_vain(entry: _Entry) -> bool:
+    """Serve has given up, or has tried several times, or people have to mend something first."""
+    deployment = entry.status.deployments[MODEL]
+    is_for_people = isinstance(raised_in(deployment.message), UserError)
+    return (
+        entry.status.status == ApplicationStatus.DEPLOY_FAILED
+        or deployment.status_trigger == _FAILING
+        or is_for_people
+    )
 
 
 def _problem(entry: _Entry) -> str | None:
     """Why it gives no answers now. One with no replicas at all, on purpose, is sound."""
     if entry.running:
         return None if entry.served else "is being opened"
+    if entry.engine and _hopeless(entry):
+        return None  # it says so itself
     return None if entry.status.status == ApplicationStatus.RUNNING else _message(entry)
 
 
 def _message(entry: _Entry) -> str:
-    deployment = entry.status.deployments[MODEL]
-    said = " ".join((deployment.message or entry.status.message).split())
-    return f"{entry.status.status.value.lower().replace('_', ' ')}{': ' if said else ''}{said[:500]}"
+    state = entry.status.status.value.lower().replace("_", " ")
+    said = entry.status.deployments[MODEL].message or entry.status.message
+    return f"{state}: {str(raised_in(said))[:500]}" if said else state
 
 
 def _with_words(engine: RemoteEngine, card: Card, config: ApiConfig) -> ServedModel:

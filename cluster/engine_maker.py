@@ -28,13 +28,21 @@ class Made:
     """What making it took, by phase; nothing where it was there before."""
 
 
+def found(config: ModelConfig) -> Made | None:
+    """The engine that the model is, if it is one."""
+    folder = Path(config.model).expanduser()
+    if kind_of(config) != EngineManifest.format.name:
+        return None
+    engine_of(folder, None)
+    check_words(config, folder)
+    return Made(folder=folder)
+
+
 def made(config: ModelConfig) -> Made:
     """Converts and builds what the store lacks. Several processes may do so at once."""
+    if there := found(config):
+        return there
     kind, folder = kind_of(config), Path(config.model).expanduser()
-    if kind == EngineManifest.format.name:
-        engine_of(folder, None)
-        check_words(config, folder)
-        return Made(folder=folder)
     source = "checkpoint_dir" if kind == Manifest.format.name else "model_dir"
     options = config.options(**{source: folder if source == "checkpoint_dir" else config.model})
     result = build(options, LineReporter(sys.stderr, as_json=False))

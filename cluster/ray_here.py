@@ -28,6 +28,11 @@ _CORE = frozenset({"gcs_server", "raylet"})
 """Without these nothing goes on; Ray's own client waits a minute for them, and then ends the process."""
 _PR_SET_CHILD_SUBREAPER = 36
 
+_OWN_RAY = {
+    "prestart_worker_first_driver": False,  # replicas need processes of their own
+    "worker_niceness": 0,  # by itself, Ray has workers make room for whatever else a machine does
+}
+
 
 @contextmanager
 def ray_here(num_cpus: int) -> Iterator[None]:
@@ -39,9 +44,7 @@ def ray_here(num_cpus: int) -> Iterator[None]:
             start_ray(
                 num_cpus=num_cpus,
                 logging_level=logging.ERROR,
-                _system_config={
-                    "prestart_worker_first_driver": False
-                },  # replicas need processes of their own
+                _system_config=_OWN_RAY,
             )
             silence()
             yield

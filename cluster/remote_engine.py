@@ -110,8 +110,10 @@ class RemoteEngine:
         self._visits: dict[str, _Visit] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._running = 0
-        self.failure: str | None = None
-        """Why it takes no requests, as far as Serve says."""
+        self._hopeless_for: str | None = None
+        """Why no replica takes requests, as far as Serve says."""
+        self._failed_last: str | None = None
+        """What the last replica's engine failed of; nothing, while one works."""
         self._gone = EngineStats()
         """What replicas have counted that are not heard of any more."""
         self._reports: dict[bytes, tuple[float, Report]] = {}
@@ -122,8 +124,8 @@ class RemoteEngine:
         return self._facts
 
     def submit(self, request: Request) -> NewsStream:
-        if self.failure:
-            raise WorkerError(f"{self._facts.name}: {self.failure}")
+        if why := self._hopeless_for:
+            raise WorkerError(why)
         assert request.id not in self._visits, "every request has a name of its own"
         told, stream = Told(request), NewsStream(self._loop, request.params.n)
         visit = _Visit(request.id, stream, self, told, request.id)
@@ -155,7 +157,7 @@ class RemoteEngine:
         waiting = len(self._visits) - self._running
         reports = [*self._heard().values()]
         why = next((said for one in reports if (said := one.recovering or one.failure)), None)
-        failure = self.failure or (why if reports and all(one.failure for one in reports) else None)
+        failure = self._hopeless_for or (why if reports and all(one.failure for one in reports) else None)
         return EngineLoad(running=self._running, waiting=waiting, failure=failure, recovering=why)
 
     def heard_of(self) -> int:
@@ -182,6 +184,7 @@ class RemoteEngine:
 
     def _hear(self, sender: bytes, report: Report) -> None:
         self._reports[sender] = self._loop.time(), report
+        self._failed_last = report.failure
 
     def _forget_silent(self) -> None:
         now = self._loop.time()
@@ -191,12 +194,23 @@ class RemoteEngine:
                 self._gone = continued(self._gone, report.stats)
 
     def leave(self) -> None:
-        """The model is taken away: no replica will take what none has taken yet."""
-        self.failure = "is not served any more"
+        """The model is taken away."""
+        self._give_up(f"{self._facts.name}: is not served any more")
+
+    def learn(self, hopeless: str | None) -> None:
+        """Why no replica starts, as far as Serve says, where none runs; or that it is not so."""
+        self._hopeless_for = None
+        if hopeless:
+            first = f"{self._failed_last}; " if self._failed_last else f"{self._facts.name}: "
+            self._give_up(f"{first}{hopeless}")
+
+    def _give_up(self, why: str) -> None:
+        """No replica will take what none has taken yet."""
+        self._hopeless_for = why
         for visit in [*self._visits.values()]:
             if visit.sender is None and visit.call:
                 visit.call.cancel()
-                visit.fail(WorkerError(f"{self._facts.name}: {self.failure}"))
+                visit.fail(WorkerError(why))
 
     async def close(self) -> None:
         for visit in [*self._visits.values()]:
@@ -213,6 +227,8 @@ class RemoteEngine:
         try:
             while (lost := await self._loss(visit)) and self._goes_on(visit, lost):
                 await asyncio.sleep(_PAUSE_S)
+                if visit.stream.has_ended:
+                    return
                 visit.sendings += 1
                 if request := visit.told.rest():
                     self._send(visit, replace(request, id=f"{visit.request}~{visit.sendings}"))

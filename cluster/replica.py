@@ -14,11 +14,12 @@ from pathlib import Path
 from actors.messages import Request, decode
 from actors.open_generator import GeneratorOptions, open_generator
 from actors.sampling_params import SamplingParams
-from builders.errors import RankforgeError, WordsError, WorkerError
+from builders.errors import RankforgeError, UserError, WordsError, WorkerError
 from builders.keys import content_key
 from cluster.engine_client import ModelFacts, facts_of
 from cluster.local_engine import LocalEngine
 from cluster.recovery import RecoveringEngine, RecoveringSource
+from cluster.reopening import is_for_people
 from cluster.serve_config import ModelConfig
 from cluster.tool_formats import ToolFormatName
 from cluster.wire import Door, Dropped, NewsLine, Report
@@ -136,7 +137,7 @@ async def open_replica(
 ) -> Replica:
     """Returns when a token has come through every rank."""
     clock = time.monotonic()
-    source = await asyncio.to_thread(RecoveringSource, name, partial(open_generator, engine_dir, options))
+    source = await asyncio.to_thread(_opened, name, engine_dir, options)
     loaded = time.monotonic()
     facts = facts_of(name, source.manifest, source.eos)
     engine = RecoveringEngine(source, facts, max_waiting=config.max_ongoing)
@@ -157,6 +158,15 @@ async def open_replica(
         seconds=spent,
     )
     return Replica(engine, card)
+
+
+def _opened(name: str, engine_dir: Path, options: GeneratorOptions) -> RecoveringSource:
+    try:
+        return RecoveringSource(name, partial(open_generator, engine_dir, options))
+    except WorkerError as error:
+        if is_for_people(error):  # Serve passes on no more than what is raised
+            raise UserError(str(error)) from error
+        raise
 
 
 async def _prove(engine: LocalEngine) -> None:

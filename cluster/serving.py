@@ -6,6 +6,7 @@ API is another one, and finds the models that there are by itself.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 from collections.abc import AsyncIterator
@@ -33,7 +34,7 @@ from cluster.access import bound
 from cluster.api import create_app
 from cluster.catalogue import MODEL, Cluster, ServeCatalogue, watched
 from cluster.engine_client import EngineLoad
-from cluster.engine_maker import Made, made, needs
+from cluster.engine_maker import Made, found, made, needs
 from cluster.placement import Needs, Plan, bundles_of
 from cluster.remote_engine import Attend, Call
 from cluster.replica import Card, Replica, open_replica
@@ -130,14 +131,16 @@ class Model:
         name = model_name(serve.get_replica_context().app_name)
         _log_as_serve_does()
         seconds = {"placed": _placed_s()}
-        found = await _made(config)
+        engine = await _made(config)
         options = GeneratorOptions(
             num_blocks=config.num_blocks,
             kv_cache_free_gpu_mem_fraction=config.kv_cache_free_gpu_memory_fraction,
             draft_tokens=config.prompt_lookup_num_tokens,
             room=room,
         )
-        self._replica = await open_replica(name, config, found.folder, options, {**seconds, **found.seconds})
+        self._replica = await open_replica(
+            name, config, engine.folder, options, {**seconds, **engine.seconds}
+        )
 
     async def attend(self, request: bytes, door: Door) -> None:
         await self._replica.attend(request, door)
@@ -194,7 +197,9 @@ def _room(config: ModelConfig, wanted: Needs, plan: Plan) -> Room:
 
 
 async def _made(config: ModelConfig) -> Made:
-    """In a process beside: what builds needs libraries and memory that what serves does not."""
+    """What has to be built is, in a process beside, with libraries and memory that serving does without."""
+    if there := await asyncio.to_thread(found, config):
+        return there
     group = ray.util.get_current_placement_group()
     assert group is not None, "a replica is in its own"
     here = PlacementGroupSchedulingStrategy(placement_group=group, placement_group_bundle_index=0)

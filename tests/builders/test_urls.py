@@ -61,7 +61,7 @@ def test_a_driver_that_is_missing_names_the_extra(url: str, extra: str) -> None:
 def test_places_that_cannot_be_reached_or_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     assert "cannot write" in prepared(f"file://{tmp_path}/file/store")
-    assert "cannot write" in prepared("file:///proc/store")
+    assert "cannot be written" in prepared("file:///proc/store")
     assert "Connection refused" in prepared(SECRET)
 
 

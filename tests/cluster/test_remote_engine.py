@@ -351,6 +351,37 @@ def test_a_model_that_is_taken_away_ends_who_waits_and_nobody_else() -> None:
     asyncio.run(main())
 
 
+def test_where_no_replica_starts_nobody_waits_and_the_first_cause_is_told() -> None:
+    """Until one does."""
+
+    async def main() -> None:
+        async with case(Source(error=WorkerError("rank 1 died"))) as it:
+            it.replica.greet(it.port.door)
+            with pytest.raises(WorkerError, match="rank 1 died"):
+                await read(it.remote.submit(request()))
+            await until(lambda: it.remote.load().failure)
+            await it.replica.close()
+            it.ways.append(never)
+            waiting = it.remote.submit(request("waiting"))
+            it.remote.learn("unhealthy: a file is damaged")
+            why = "^fake: the engine failed: rank 1 died; unhealthy: a file is damaged$"
+            for wish in (lambda: read(waiting), lambda: read(it.remote.submit(request("late")))):
+                with pytest.raises(WorkerError, match=why):
+                    await wish()
+            await until(lambda: it.calls[1].cancelled())
+            it.ways.append(never)
+            it.remote.learn(None)
+            it.remote.submit(request("later"))
+            assert it.remote.load().waiting == 1
+
+    asyncio.run(main())
+
+
+async def never(_request: bytes, _door: Door) -> None:
+    """No replica takes it."""
+    await asyncio.Event().wait()
+
+
 def test_who_does_not_know_the_secret_is_not_heard() -> None:
     async def main() -> None:
         async with case() as it:

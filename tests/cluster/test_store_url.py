@@ -164,7 +164,7 @@ def test_looking_after_a_home(model: Path, tmp_path: Path, url: str) -> None:
     ("store", "rule"),
     [
         ({"store_dir": "nothing://x/y"}, "unknown protocol"),
-        ({"store_dir": "file:///proc/store"}, "cannot write"),
+        ({"store_dir": "file:///proc/store"}, "cannot be written"),
         ({"store_dir": "ftp://me:secret@127.0.0.1:1/x"}, "ftp://127.0.0.1:1/x: cannot be opened"),
         ({"store_cache": Path("cache")}, "only in front of a URL"),
     ],

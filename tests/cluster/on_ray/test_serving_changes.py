@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 import threading
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,11 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import psutil
 import pytest
 import torch
 from ray import serve
-from ray.cluster_utils import Cluster
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 from builders.errors import UserError
@@ -29,13 +26,13 @@ from tests.cluster.serve_case import (
     change,
     free_port,
     is_ready,
-    processes,
     replicas,
     service,
     serving,
     wait_for,
 )
-from tests.cluster.serve_load import MINUTES, damage, our_processes, put
+from tests.cluster.serve_load import MINUTES, damage, put
+from tests.cluster.serve_strikes import our_processes
 from tests.tiny import save_llama
 
 pytestmark = pytest.mark.slow
@@ -190,30 +187,6 @@ def test_an_engine_that_fails_for_good_beside_a_sound_one(local_ray: None, made:
     assert len(answers) > 3 and {one.status_code for one in answers} == {200}, [
         one.text for one in answers if one.status_code != 200
     ]
-
-
-@pytest.mark.long
-def test_a_node_that_dies_costs_nobody_a_request(local_ray: Cluster, engine: str) -> None:
-    """Its model's replica has room on one other node only, which comes to hold it."""
-    far = {"model": engine, "num_blocks": 32, "cpus_per_rank": 10.0}
-    nodes = [local_ray.add_node(num_cpus=12, object_store_memory=80 << 20) for _ in range(2)]
-    answers: dict[str, list[httpx.Response]] = {"far": [], "near": []}
-    try:
-        with serving({"far": far, "near": {"model": engine, "num_blocks": 32}}) as found:
-            before = replicas("near"), processes("far")
-            with asking(found.url, "far", answers["far"]), asking(found.url, "near", answers["near"]):
-                psutil.Process(before[1][0]).parent().kill()
-                since, count = time.monotonic(), len(answers["far"])
-                wait_for(lambda: processes("far") not in ([], before[1]), MINUTES)
-                print(f"a replica on another node after {time.monotonic() - since:.1f} s")
-                wait_for(lambda: len(answers["far"]) > count + 3, MINUTES)
-            assert replicas("near") == before[0]
-    finally:
-        for node in nodes:
-            local_ray.remove_node(node, allow_graceful=False)
-    for model, found_answers in answers.items():
-        assert {one.status_code for one in found_answers} == {200}, model
-        assert len({one.json()["choices"][0]["text"] for one in found_answers}) == 1
 
 
 def test_a_model_is_converted_and_built_before_it_is_served(
