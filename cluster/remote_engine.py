@@ -14,7 +14,7 @@ from ray.serve.exceptions import BackPressureError, RayServeException
 
 from actors.engine_stats import EngineStats, continued
 from actors.messages import Request, Tokens, encode
-from builders.errors import BusyError, RankforgeError, WorkerError
+from builders.errors import BusyError, RankforgeError, RequestError, WorkerError
 from cluster.engine_client import EngineLoad, ModelFacts
 from cluster.news_stream import NewsStream
 from cluster.told import Told
@@ -85,9 +85,9 @@ class _Visit:
             self.engine._forget_ended(self)
 
     def end(self, ended: Ended) -> None:
-        """Another replica may do what an engine that fails does not."""
+        """Another replica may do what an engine that fails does not; who is alone with a failure ends."""
         error = error_of(ended)
-        if isinstance(error, WorkerError):
+        if isinstance(error, WorkerError) and not isinstance(error, RequestError):
             self.failure = error
         else:
             self.fail(error)

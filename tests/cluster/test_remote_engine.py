@@ -16,7 +16,7 @@ from ray.serve.exceptions import BackPressureError
 
 from actors.messages import Begun, Request, Tokens, decode
 from actors.sampling_params import SamplingParams
-from builders.errors import BusyError, UserError, WorkerError
+from builders.errors import BusyError, RequestError, UserError, WorkerError
 from cluster.engine_client import EngineLoad
 from cluster.local_engine import LocalEngine
 from cluster.remote_engine import RemoteEngine
@@ -272,6 +272,27 @@ def test_another_replica_goes_on_where_an_engine_failed() -> None:
             assert [one.tokens for one in heard] == [(4,), (3,), (4,), (3,), (2,), (1,), (0,)]
             assert not it.ways and it.remote.load().failure is None
             assert "rank 1 died" in (it.remote.load().recovering or "")
+
+    asyncio.run(main())
+
+
+def test_a_request_that_ranks_fail_on_is_not_sent_to_others() -> None:
+    async def main() -> None:
+        async with case() as it:
+            source = Source()
+            blaming = Replica(LocalEngine(source, FACTS), it.replica.card)
+            it.replica.greet(it.port.door)
+
+            async def fails(data: bytes, door: Door) -> None:
+                source.error = RequestError(decode(Request, data).id, "the ranks fail on this request")
+                await blaming.attend(data, door)
+
+            it.ways += [fails, fails]
+            await until(lambda: it.remote.heard_of() == 1)
+            with pytest.raises(RequestError, match="the ranks fail on this request"):
+                await read(it.remote.submit(request()))
+            assert len(it.ways) == 1
+            await blaming.close()
 
     asyncio.run(main())
 
