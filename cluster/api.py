@@ -84,7 +84,7 @@ def _middleware(access: Access, service: Service) -> list[Middleware]:
         found.append(Middleware(CORSMiddleware, allow_origins=access.cors_origins, **_CORS))
     if access.keys_file:
         return [*found, Middleware(Guard, Keyring(access.keys_file), open_metrics=access.open_metrics)]
-    return [*found, Middleware(Keyless, only_local=access.only_local)]
+    return [*found, Middleware(Keyless, only_local=access.only_local, origins=access.cors_origins)]
 
 
 _CORS: dict[str, Any] = {

@@ -23,7 +23,7 @@ _UNKNOWN = re.compile(r"Object contains unknown field `(?P<name>.*)`")
 
 async def read_body(request: Request, kind: type[BodyT], config: ApiConfig) -> BodyT:
     """Whatever is too long, too slow or malformed is refused as early as it shows."""
-    media = request.headers.get("content-type", "application/json").split(";")[0].strip().lower()
+    media = request.headers.get("content-type", "").split(";")[0].strip().lower()
     if media != "application/json":
         raise ApiError(
             status=415, message=f"Unsupported content type '{media}': use 'Content-Type: application/json'"

@@ -20,6 +20,7 @@ from tests.cluster.fake_engine import FakeEngine, named
 
 SENTENCE = "the quick brown fox jumps over the lazy dog"
 TOKENS = tuple(byte_level().encode(SENTENCE))
+POST = "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
 COMPLETION = {"model": "fake", "prompt": "hello", "max_tokens": len(TOKENS)}
 CHAT: dict[str, Any] = {"model": "fake", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 4}
 
@@ -83,7 +84,7 @@ def test_who_leaves_ends_what_he_asked_for(stream: bool) -> None:
     with serving(fake_app(engine)) as url:
         body = json.dumps({**COMPLETION, "prompt": ["a", "b"], "stream": stream}).encode()
         with socket.create_connection(("127.0.0.1", urlsplit(url).port)) as caller:
-            head = f"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"
+            head = f"{POST}content-length: {len(body)}\r\n\r\n"
             caller.sendall(head.encode() + body)
             if stream:
                 assert caller.recv(12) == b"HTTP/1.1 200"
@@ -138,6 +139,8 @@ def test_another_kind_of_content(client: httpx.Client) -> None:
     for kind in ("text/plain", "application/x-www-form-urlencoded"):
         response = client.post("/v1/completions", content=b"{}", headers={"content-type": kind})
         assert "application/json" in error_of(response, 415)["message"]
+    response = client.post("/v1/completions", content=json.dumps(COMPLETION))
+    assert "application/json" in error_of(response, 415)["message"]
 
 
 REFUSED = [
@@ -264,7 +267,7 @@ def test_a_body_that_is_too_long(strict: httpx.Client) -> None:
 def test_a_body_that_does_not_come() -> None:
     app = fake_app(FakeEngine(TOKENS), config=ApiConfig(body_timeout_s=0.05))
     with serving(app) as url, socket.create_connection(("127.0.0.1", urlsplit(url).port)) as caller:
-        caller.sendall(b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n{")
+        caller.sendall(f"{POST}content-length: 9\r\n\r\n{{".encode())
         assert caller.recv(12) == b"HTTP/1.1 408"
 
 
