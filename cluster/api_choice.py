@@ -64,10 +64,15 @@ def choice_of(body: ChatBody | CompletionBody, config: ApiConfig, facts: ModelFa
     return Choice(params=params, asked_tokens=asked, returned=returned)
 
 
+def most_prompt_tokens(config: ApiConfig, facts: ModelFacts) -> int:
+    """Of one prompt, whatever is asked for."""
+    longest = facts.limits.max_seq_len
+    return min(facts.limits.max_input_len, longest - 1, config.max_prompt_tokens or longest)
+
+
 def fitted(choice: Choice, prompt: Sequence[int], config: ApiConfig, facts: ModelFacts) -> SamplingParams:
     """For one prompt: what there is room for. `param` of errors is set by who knows the field."""
-    longest = facts.limits.max_seq_len
-    most = min(facts.limits.max_input_len, longest - 1, config.max_prompt_tokens or longest)
+    longest, most = facts.limits.max_seq_len, most_prompt_tokens(config, facts)
     if not prompt:
         raise invalid("The prompt has no tokens.", code="invalid_value")
     if len(prompt) > most:

@@ -104,7 +104,7 @@ class Generate(Generic[BodyT]):
             choice = choice.held_to(held.grammar)
         service.check_prompts(kind.count(body))
         service.check_room(model, kind.count(body))
-        prompts = await kind.prompts(body, model)
+        prompts = await self._prompts(body, model)
         wishes = [self._wish(choice, prompt, model) for prompt in prompts]
         heading = _heading(kind.prefix, model)
         record.answer = heading["id"]
@@ -117,6 +117,13 @@ class Generate(Generic[BodyT]):
                     await send_events(send, events)
             else:
                 await send_json(send, await _whole(answering, form, choice))
+
+    async def _prompts(self, body: BodyT, model: ServedModel) -> list[Prompt]:
+        try:
+            return await self._kind.prompts(body, model)
+        except ApiError as error:
+            error.param = error.param or self._kind.field
+            raise
 
     def _wish(self, choice: Choice, prompt: Prompt, model: ServedModel) -> Wish:
         try:

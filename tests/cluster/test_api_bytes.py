@@ -176,6 +176,7 @@ REFUSED = [
     ({"prompt": [5, "a"]}, "prompt", "invalid_type"),
     ({"prompt": [5] * 33}, "prompt", "context_length_exceeded"),
     ({"prompt": "a " * 2000}, "prompt", "context_length_exceeded"),
+    ({"prompt": "a" * 9000}, "prompt", "context_length_exceeded"),
     ({"suffix": "x"}, "suffix", "unsupported_parameter"),
     ({"unheard_of": 1}, "unheard_of", "unknown_parameter"),
     ({"stream_options": {"include_usage": True}}, "stream_options", None),
@@ -227,6 +228,16 @@ def test_limits_are_looked_at_before_work(
 ) -> None:
     error = error_of(strict.post("/v1/completions", json={**COMPLETION, **fields}), 400)
     assert (error["param"], error["code"], error["type"]) == (param, code, "invalid_request_error")
+
+
+def test_no_time_is_spent_on_what_is_too_long_at_all(strict: httpx.Client) -> None:
+    text = "a" * 9000
+    for path, body in (
+        ("/tokenize", {"prompt": text}),
+        ("/tokenize", {"messages": [{"role": "user", "content": text}]}),
+        ("/v1/chat/completions", {**CHAT, "messages": [{"role": "user", "content": text}]}),
+    ):
+        assert "yours has 90" in error_of(strict.post(path, json=body), 400)["message"]
 
 
 MESSAGES = [
