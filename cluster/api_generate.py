@@ -73,7 +73,7 @@ COMPLETION = Kind(
     count=lambda body: len(given_prompts(body)),
     prompts=completion_prompts,
     held_to=lambda body, model, config: form_of(body),
-    form=lambda body, heading, model, prompts: CompletionForm(body, heading, model.texts, prompts),
+    form=lambda body, heading, model, prompts: CompletionForm(body, heading, model, prompts),
 )
 
 

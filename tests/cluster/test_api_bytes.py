@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import socket
 import time
@@ -12,9 +13,11 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
+from tokenizers import processors
+from transformers import PreTrainedTokenizerFast
 
 from cluster.api_config import ApiConfig
-from tests.actors.test_detokenizer import byte_level
+from tests.actors.test_detokenizer import byte_level, byte_tokens
 from tests.cluster.api_server import fake_app, serving
 from tests.cluster.fake_engine import FakeEngine, named
 
@@ -76,6 +79,33 @@ def test_half_a_character_is_held_back() -> None:
         text = client.post("/v1/completions", json=wish).text
     parts = [json.loads(line[6:])["choices"][0]["text"] for line in text.split("\n\n")[:-2]]
     assert "".join(parts) == "größer 😀größer 😀" and not any("�" in part for part in parts)
+
+
+@pytest.mark.parametrize("kind", [byte_level, byte_tokens])
+@pytest.mark.parametrize("stream", [True, False])
+def test_offsets_are_of_the_text(kind: Callable[[], PreTrainedTokenizerFast], stream: bool) -> None:
+    """Tokens around a text are not in it, and one character may be of several tokens."""
+    tokenizer = copy.deepcopy(kind())
+    begin, prompt = tokenizer.bos_token_id, "Anna größer 😀"
+    around = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", begin)])
+    tokenizer.backend_tokenizer.post_processor = around
+    tokens = tokenizer.encode(" 😀 the fox", add_special_tokens=False)
+    app = fake_app(FakeEngine(tokens), tokenizer=tokenizer)
+    wish = {**COMPLETION, "prompt": prompt, "max_tokens": len(tokens), "logprobs": 0, "echo": True}
+    with serving(app) as url:
+        answer = httpx.post(f"{url}/v1/completions", json={**wish, "stream": stream})
+    parts = [json.loads(line[6:]) for line in answer.text.split("\n\n")[:-2]] if stream else [answer.json()]
+    choices = [part["choices"][0] for part in parts]
+    offsets = [at for choice in choices for at in choice["logprobs"]["text_offset"]]
+
+    def length(tokens: list[int]) -> int:
+        return len(str(tokenizer.decode(tokens)).rstrip("�"))
+
+    (_, *given) = tokenizer.encode(prompt)
+    assert "".join(choice["text"] for choice in choices).startswith(prompt) and length(given) == len(prompt)
+    of_prompt = [length(given[:place]) for place in range(len(given))]
+    of_text = [len(prompt) + length(tokens[:place]) for place in range(len(tokens))]
+    assert offsets == [0, *of_prompt, *of_text]
 
 
 @pytest.mark.parametrize("stream", [True, False])
