@@ -55,7 +55,7 @@ class Answering:
     def __exit__(
         self, _kind: type[BaseException] | None, error: BaseException | None, _trace: TracebackType | None
     ) -> None:
-        if not isinstance(error, BusyError | UserError):  # nothing was begun
+        if self.has_begun or not isinstance(error, BusyError | UserError):
             self._watch.end(sum(self._cached), has_failed=isinstance(error, Exception))
         for name in self._names:
             self._model.engine.cancel(name)
@@ -72,8 +72,17 @@ class Answering:
                     self._watch.take(grown)
                     yield grown
         except WorkerError as error:
-            self._watch.fail(error)
+            self._watch.fail(str(error))
             raise
+        except UserError:
+            if self.has_begun:
+                self._watch.fail("invalid_value")
+            raise
+
+    @property
+    def has_begun(self) -> bool:
+        """There is a token: what goes wrong now is no refusal any more."""
+        return any(text.finish or text.output.num_tokens for text in self.texts)
 
     @property
     def prompt_tokens(self) -> int:

@@ -178,7 +178,7 @@ async def _events(
                 if events := _joined_events(form, grown, _usage_beside(answering, wanted)):
                     yield events
     except RankforgeError as error:
-        if not any(text.output.num_tokens for text in answering.texts):
+        if not answering.has_begun:
             raise
         yield b"data: " + api_error(error, 0).body + b"\n\n"
         return
