@@ -97,13 +97,13 @@ def _too_long(message: str) -> ApiError:
 def _tokens(body: ChatBody | CompletionBody, config: ApiConfig, facts: ModelFacts) -> tuple[int | None, int]:
     """How many are asked for, and how many that makes at most. A prompt alone takes one that is not given."""
     longest = facts.limits.max_seq_len - 1
-    most, asked = min(longest, config.max_tokens or longest), _asked(body)
+    most, (name, asked) = min(longest, config.max_tokens or longest), _asked(body)
     if asked is None:
         return None, most if isinstance(body, ChatBody) else min(16, most)
     if asked < (0 if _is_echoed(body) else 1):
-        raise invalid(f"Invalid 'max_tokens': {asked} is less than 1.", "max_tokens", "below_min_value")
+        raise invalid(f"Invalid '{name}': {asked} is less than 1.", name, "below_min_value")
     if asked > most:
-        raise invalid(f"max_tokens is too large: {asked}. At most {most} are possible.", "max_tokens")
+        raise invalid(f"{name} is too large: {asked}. At most {most} are possible.", name)
     return asked, max(1, asked)
 
 
@@ -111,9 +111,11 @@ def _is_echoed(body: ChatBody | CompletionBody) -> bool:
     return isinstance(body, CompletionBody) and bool(body.echo)
 
 
-def _asked(body: ChatBody | CompletionBody) -> int | None:
-    newer = body.max_completion_tokens if isinstance(body, ChatBody) else None
-    return body.max_tokens if newer is None else newer
+def _asked(body: ChatBody | CompletionBody) -> tuple[str, int | None]:
+    """With the name of the field that says it."""
+    if isinstance(body, ChatBody) and body.max_completion_tokens is not None:
+        return "max_completion_tokens", body.max_completion_tokens
+    return "max_tokens", body.max_tokens
 
 
 def _check_stream(body: GenerateBody) -> None:

@@ -270,6 +270,14 @@ def test_no_time_is_spent_on_what_is_too_long_at_all(strict: httpx.Client) -> No
         assert "yours has 90" in error_of(strict.post(path, json=body), 400)["message"]
 
 
+@pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])
+@pytest.mark.parametrize("tokens", [0, 101])
+def test_the_field_that_was_given_is_to_blame(strict: httpx.Client, name: str, tokens: int) -> None:
+    fields = {**{key: value for key, value in CHAT.items() if key != "max_tokens"}, name: tokens}
+    error = error_of(strict.post("/v1/chat/completions", json=fields), 400)
+    assert error["param"] == name and name in error["message"]
+
+
 MESSAGES = [
     ([], "messages"),
     ([{"role": "user"}], "messages[0].content"),
