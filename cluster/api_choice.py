@@ -188,9 +188,9 @@ def _stop_tokens(body: GenerateBody, config: ApiConfig, facts: ModelFacts) -> tu
 def _biases(body: GenerateBody, config: ApiConfig, facts: ModelFacts) -> Mapping[int, float]:
     given = body.logit_bias or {}
     _bounded("logit_bias", len(given), config.max_logit_bias)
-    wrong = next((name for name in given if not (name.isascii() and name.isdecimal())), None)
-    if wrong is not None or any(len(name) > 10 for name in given):
-        raise invalid(f"Invalid key in 'logit_bias': {(wrong or '')[:32]!r}. Keys are tokens.", "logit_bias")
+    wrong = [name for name in given if not (name.isascii() and name.isdecimal() and len(name) <= 10)]
+    if wrong:
+        raise invalid(f"Invalid key in 'logit_bias': {wrong[0][:32]!r}. Keys are tokens.", "logit_bias")
     biases = {int(name): _within("logit_bias", value, -100, 100) for name, value in given.items()}
     check_tokens("logit_bias", tuple(biases), facts.vocab_size)
     return biases

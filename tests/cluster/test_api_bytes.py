@@ -197,6 +197,7 @@ REFUSED = [
     ({"logit_bias": {"1": 1, "2": 1, "3": 1}}, "logit_bias", "array_above_max_length"),
     ({"logit_bias": {"400": 1}}, "logit_bias", "invalid_value"),
     ({"logit_bias": {"x": 1}}, "logit_bias", None),
+    ({"logit_bias": {"12345678901": 1}}, "logit_bias", None),
     ({"logit_bias": {"1": 101}}, "logit_bias", "above_max_value"),
     ({"prompt": ["a", "b", "c"]}, "prompt", "array_above_max_length"),
     ({"prompt": []}, "prompt", "empty_array"),
@@ -208,6 +209,9 @@ REFUSED = [
     ({"prompt": "a " * 2000}, "prompt", "context_length_exceeded"),
     ({"prompt": "a" * 9000}, "prompt", "context_length_exceeded"),
     ({"suffix": "x"}, "suffix", "unsupported_parameter"),
+    ({"skip_special_tokens": False}, "skip_special_tokens", "unsupported_parameter"),
+    ({"skip_special_tokens": 1}, "skip_special_tokens", "unsupported_parameter"),
+    ({"chat_template_kwargs": {"a": 1}}, "chat_template_kwargs", "unsupported_parameter"),
     ({"unheard_of": 1}, "unheard_of", "unknown_parameter"),
     ({"stream_options": {"include_usage": True}}, "stream_options", None),
     ({"stream": True, "stream_options": {"x": 1}}, "stream_options.x", "unknown_parameter"),
@@ -297,8 +301,34 @@ def test_messages_that_are_none(client: httpx.Client, messages: Any, param: str)
 
 
 def test_null_is_as_good_as_nothing(client: httpx.Client) -> None:
-    nothing = dict.fromkeys(("n", "stop", "seed", "logprobs", "stream", "logit_bias", "suffix", "top_p"))
+    names = ("n", "stop", "seed", "logprobs", "stream", "logit_bias", "suffix", "top_p", "unheard_of")
+    nothing = dict.fromkeys((*names, "skip_special_tokens"))
     assert client.post("/v1/completions", json={**COMPLETION, **nothing}).status_code == 200
+
+
+def test_what_is_done_anyway_may_be_asked_for(client: httpx.Client) -> None:
+    settled = {
+        "skip_special_tokens": True,
+        "include_stop_str_in_output": False,
+        "add_generation_prompt": True,
+        "continue_final_message": False,
+        "chat_template_kwargs": {},
+        "prompt_cache_retention": "24h",
+        "prompt_cache_key": "a",
+        "safety_identifier": "b",
+        "service_tier": "auto",
+        "metadata": {"c": "d"},
+        "store": False,
+        "user": "e",
+    }
+    assert client.post("/v1/chat/completions", json={**CHAT, **settled}).status_code == 200
+
+
+def test_a_refusal_says_which_value_is_possible(client: httpx.Client) -> None:
+    error = error_of(client.post("/v1/chat/completions", json={**CHAT, "add_generation_prompt": False}), 400)
+    assert "only true is possible" in error["message"]
+    error = error_of(client.post("/v1/completions", json={**COMPLETION, "logit_bias": {"1" * 11: 1}}), 400)
+    assert "1" * 11 in error["message"]
 
 
 def test_a_body_that_is_too_long(strict: httpx.Client) -> None:
