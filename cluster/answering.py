@@ -25,6 +25,8 @@ class Wish:
 
     prompt: tuple[int, ...]
     params: SamplingParams
+    namespace: str = ""
+    """Of the engine's cache."""
     is_scored_only: bool = False
     """No text is wanted, only the prompt's log-probabilities."""
 
@@ -63,7 +65,7 @@ class Answering:
     async def growths(self) -> AsyncGenerator[list[tuple[int, Growth]], None]:
         """What is new of which texts. All prompts are taken by the engine, or none."""
         streams = [
-            self._model.engine.submit(Request(name, wish.prompt, wish.params))
+            self._model.engine.submit(Request(name, wish.prompt, wish.params, wish.namespace))
             for name, wish in zip(self._names, self._wishes, strict=True)
         ]
         try:

@@ -39,7 +39,7 @@ Opening = Callable[[], AbstractAsyncContextManager[Sequence[ServedModel] | Catal
 def create_app(opening: Opening, config: ApiConfig, *, access: Access | None = None) -> Starlette:
     """An ASGI application; requests are taken when the models are open."""
     access = access or Access()
-    service = Service(config, log_prompts=access.log_prompts)
+    service = Service(config, log_prompts=access.log_prompts, separate_caches=access.separate_caches)
     plain = Plain(service)
 
     @asynccontextmanager

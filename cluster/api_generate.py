@@ -105,7 +105,8 @@ class Generate(Generic[BodyT]):
         service.check_prompts(kind.count(body))
         service.check_room(model, kind.count(body))
         prompts = await self._prompts(body, model)
-        wishes = [self._wish(choice, prompt, model) for prompt in prompts]
+        namespace = service.namespace(record)
+        wishes = [self._wish(choice, prompt, model, namespace) for prompt in prompts]
         heading = _heading(kind.prefix, model)
         record.answer = heading["id"]
         form = kind.form(body, heading, model, [one for one in prompts for _ in range(choice.returned)])
@@ -125,13 +126,14 @@ class Generate(Generic[BodyT]):
             error.param = error.param or self._kind.field
             raise
 
-    def _wish(self, choice: Choice, prompt: Prompt, model: ServedModel) -> Wish:
+    def _wish(self, choice: Choice, prompt: Prompt, model: ServedModel, namespace: str) -> Wish:
         try:
             params = fitted(choice, prompt.tokens, self._service.config, model.facts)
         except ApiError as error:
             error.param = self._kind.field
             raise
-        return Wish(prompt=prompt.tokens, params=params, is_scored_only=choice.asked_tokens == 0)
+        is_scored_only = choice.asked_tokens == 0
+        return Wish(prompt=prompt.tokens, params=params, namespace=namespace, is_scored_only=is_scored_only)
 
 
 def _heading(prefix: str, model: ServedModel) -> Heading:

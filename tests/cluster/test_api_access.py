@@ -228,6 +228,21 @@ def test_origins_that_are_none(origin: str) -> None:
         Access(cors_origins=(origin,))
 
 
+@pytest.mark.parametrize("separate", [True, False])
+def test_whose_prompts_share_the_cache(keys: Keys, separate: bool) -> None:
+    users, engine = [keys.add("alice"), keys.add("bob")], FakeEngine(TOKENS)
+    with client_of(keys, engine, separate_caches=separate) as client:
+        for user in (*users, *users):
+            assert client.post("/v1/completions", json=COMPLETION, headers=user).status_code == 200
+    alice, bob, *again = [request.namespace for request in engine.submitted]
+    assert (alice != bob) == separate and again == [alice, bob]
+
+
+def test_caches_are_separate_by_key_alone() -> None:
+    with pytest.raises(UserError, match="separate_caches"):
+        Access(separate_caches=True)
+
+
 def test_draining(keys: Keys) -> None:
     user, admin = keys.add("alice"), keys.add("root", is_admin=True)
     engine = FakeEngine(TOKENS, stuck_after=1)
