@@ -35,6 +35,10 @@ _HEARD_S, _SILENT_S = 5.0, 15.0
 """Replicas that have said nothing for so long count no more, and are asked to; and are forgotten."""
 
 
+_MOST_SILENT = 64
+"""Replicas of which it is remembered what they had counted, each by itself."""
+
+
 class Call(Protocol):
     """A call of a replica, as Serve gives it."""
 
@@ -110,6 +114,8 @@ class RemoteEngine:
         """Why it takes no requests, as far as Serve says."""
         self._gone = EngineStats()
         """What replicas have counted that are not heard of any more."""
+        self._silent: dict[bytes, EngineStats] = {}
+        """Of those that have been silent for long, and may be heard again; the longest silent first."""
         self._reports: dict[bytes, tuple[float, Report]] = {}
         port.listen(facts.name, self._hear)
 
@@ -168,7 +174,7 @@ class RemoteEngine:
         self._forget_silent()
         reports = [report.stats for _, report in self._reports.values()]
         found = self._gone
-        for stats in reports:
+        for stats in (*self._silent.values(), *reports):
             found = continued(found, stats)
         return replace(
             found,
@@ -177,6 +183,7 @@ class RemoteEngine:
         )
 
     def _hear(self, sender: bytes, report: Report) -> None:
+        self._silent.pop(sender, None)
         self._reports[sender] = self._loop.time(), report
 
     def _forget_silent(self) -> None:
@@ -184,7 +191,9 @@ class RemoteEngine:
         for sender, (heard, report) in [*self._reports.items()]:
             if now - heard > _SILENT_S:
                 del self._reports[sender]
-                self._gone = continued(self._gone, report.stats)
+                self._silent[sender] = report.stats
+        while len(self._silent) > _MOST_SILENT:
+            self._gone = continued(self._gone, self._silent.pop(next(iter(self._silent))))
 
     def leave(self) -> None:
         """The model is taken away: no replica will take what none has taken yet."""

@@ -325,6 +325,27 @@ def test_a_replica_that_is_gone_is_not_believed(monkeypatch: pytest.MonkeyPatch)
     asyncio.run(main())
 
 
+def test_what_a_replica_has_counted_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long it was silent before it was heard again; and when it is gone, too."""
+
+    async def main() -> None:
+        async with case() as it:
+            await read(it.remote.submit(request()))
+            it.replica.greet(it.port.door)
+            await until(lambda: it.remote.stats().preemptions == 3)
+            monkeypatch.setattr("cluster.remote_engine._SILENT_S", -1.0)
+            assert it.remote.stats().preemptions == 3 and not it.remote.heard_of()
+            monkeypatch.undo()
+            it.replica.greet(it.port.door)
+            await until(it.remote.heard_of)
+            assert it.remote.stats().preemptions == 3
+            monkeypatch.setattr("cluster.remote_engine._SILENT_S", -1.0)
+            monkeypatch.setattr("cluster.remote_engine._MOST_SILENT", 0)
+            assert it.remote.stats().preemptions == 3 == it.remote.stats().preemptions
+
+    asyncio.run(main())
+
+
 def test_an_ingress_that_is_gone_frees_the_engine() -> None:
     async def main() -> None:
         async with case() as it:
