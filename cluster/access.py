@@ -28,6 +28,9 @@ class Access:
     has given its own name this machine's address. `bound` says where."""
     insecure: bool = False
     """Without keys: whoever reaches the port may use the server, wherever it listens."""
+    separate_caches: bool = False
+    """Prompts of one key find in the engine's cache what came with the same key, and nothing else: how fast
+    an answer begins, and its `cached_tokens`, say nothing of other callers' prompts."""
     log_requests: bool = True
     """A line of JSON for every request."""
     log_prompts: bool = False
@@ -37,6 +40,8 @@ class Access:
         for origin in self.cors_origins:
             if origin != "*" and not _ORIGIN.fullmatch(origin):
                 raise UserError(f"cors_origins: {origin!r} is no origin, such as https://chat.example.com")
+        if self.separate_caches and self.keys_file is None:
+            raise UserError("separate_caches: without keys_file all callers are one; name a keys_file")
         if "*" in self.cors_origins and self.keys_file is None:
             raise UserError("cors_origins: * without keys_file lets every page use the server; name pages")
 

@@ -44,7 +44,7 @@ def create_app(
     It is one of several `processes` that share what is to be limited.
     """
     access, config = access or Access(), config.shared_by(processes)
-    service = Service(config, log_prompts=access.log_prompts)
+    service = Service(config, log_prompts=access.log_prompts, separate_caches=access.separate_caches)
     plain = Plain(service)
 
     @asynccontextmanager
@@ -90,7 +90,7 @@ def _middleware(access: Access, service: Service, processes: int) -> list[Middle
     if access.keys_file:
         keys = Keyring(access.keys_file, processes=processes)
         return [*found, Middleware(Guard, keys, open_metrics=access.open_metrics)]
-    return [*found, Middleware(Keyless, only_local=access.only_local)]
+    return [*found, Middleware(Keyless, only_local=access.only_local, origins=access.cors_origins)]
 
 
 _CORS: dict[str, Any] = {

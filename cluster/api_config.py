@@ -47,6 +47,8 @@ class ApiConfig:
     """What takes longer to compile is refused."""
     max_inline_chars: int = 512
     """Texts up to this are encoded where requests are served, longer ones in a thread beside."""
+    max_encoding_chars: int = 8 * 1024 * 1024
+    """Of texts that wait for that thread; one that is alone there may have more."""
 
     def shared_by(self, processes: int) -> ApiConfig:
         """What each of several processes takes, so that all of them take no more than this: rounded up."""

@@ -75,7 +75,7 @@ COMPLETION = Kind(
     count=lambda body: len(given_prompts(body)),
     prompts=completion_prompts,
     held_to=lambda body, model, config: form_of(body),
-    form=lambda body, heading, model, prompts: CompletionForm(body, heading, model.texts, prompts),
+    form=lambda body, heading, model, prompts: CompletionForm(body, heading, model, prompts),
 )
 
 
@@ -117,8 +117,9 @@ class Generate(Generic[BodyT]):
             choice = choice.held_to(held.grammar)
         service.check_prompts(kind.count(body))
         service.check_room(model, kind.count(body))
-        prompts = await kind.prompts(body, model)
-        wishes = [self._wish(choice, prompt, model) for prompt in prompts]
+        prompts = await self._prompts(body, model)
+        namespace = service.namespace(record)
+        wishes = [self._wish(choice, prompt, model, namespace) for prompt in prompts]
         heading = _heading(kind.prefix, model)
         record.answer = heading["id"]
         form = kind.form(body, heading, model, [one for one in prompts for _ in range(choice.returned)])
@@ -131,13 +132,21 @@ class Generate(Generic[BodyT]):
             else:
                 await send_json(send, await _whole(answering, form, choice))
 
-    def _wish(self, choice: Choice, prompt: Prompt, model: ServedModel) -> Wish:
+    async def _prompts(self, body: BodyT, model: ServedModel) -> list[Prompt]:
+        try:
+            return await self._kind.prompts(body, model)
+        except ApiError as error:
+            error.param = error.param or self._kind.field
+            raise
+
+    def _wish(self, choice: Choice, prompt: Prompt, model: ServedModel, namespace: str) -> Wish:
         try:
             params = fitted(choice, prompt.tokens, self._service.config, model.facts)
         except ApiError as error:
             error.param = self._kind.field
             raise
-        return Wish(prompt=prompt.tokens, params=params, is_scored_only=choice.asked_tokens == 0)
+        is_scored_only = choice.asked_tokens == 0
+        return Wish(prompt=prompt.tokens, params=params, namespace=namespace, is_scored_only=is_scored_only)
 
 
 def _heading(prefix: str, model: ServedModel) -> Heading:
@@ -184,7 +193,7 @@ async def _events(
                 if events := _joined_events(form, grown, _usage_beside(answering, wanted)):
                     yield events
     except RankforgeError as error:
-        if not any(text.output.num_tokens for text in answering.texts):
+        if not answering.has_begun:
             raise
         yield b"data: " + api_error(error, 0).body + b"\n\n"
         return

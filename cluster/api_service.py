@@ -11,6 +11,7 @@ from cluster.api_errors import ApiError, failed, full, invalid
 from cluster.engine_client import EngineClient, EngineLoad
 from cluster.grammar_checks import GrammarChecks
 from cluster.request_counts import Counts
+from cluster.request_record import RequestRecord
 from cluster.served_model import ServedModel
 from cluster.structured import Form
 
@@ -34,8 +35,10 @@ class Catalogue(Protocol):
 class Service:
     """For one event loop."""
 
-    def __init__(self, config: ApiConfig, *, log_prompts: bool = False) -> None:
-        self.config, self._log_prompts = config, log_prompts
+    def __init__(
+        self, config: ApiConfig, *, log_prompts: bool = False, separate_caches: bool = False
+    ) -> None:
+        self.config, self._log_prompts, self._separate_caches = config, log_prompts, separate_caches
         self.models: dict[str, ServedModel] = {}
         """By the names that callers use; those that are ready."""
         self._catalogue: Catalogue | None = None
@@ -93,6 +96,10 @@ class Service:
     def logged(self, prompt: object) -> object:
         """What the log may say of it."""
         return prompt if self._log_prompts else None
+
+    def namespace(self, record: RequestRecord) -> str:
+        """Whose prompts it shares the cache with."""
+        return record.key.record.id if self._separate_caches and record.key else ""
 
     @contextmanager
     def stream(self) -> Iterator[None]:

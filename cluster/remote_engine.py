@@ -14,7 +14,7 @@ from ray.serve.exceptions import BackPressureError, RayServeException
 
 from actors.engine_stats import EngineStats, continued
 from actors.messages import Request, Tokens, encode
-from builders.errors import BusyError, RankforgeError, WordsError, WorkerError
+from builders.errors import BusyError, RankforgeError, RequestError, WordsError, WorkerError
 from cluster.engine_client import EngineLoad, ModelFacts
 from cluster.frames import Line
 from cluster.news_stream import NewsStream
@@ -34,6 +34,10 @@ _FAILING_S = 60.0
 
 _HEARD_S, _SILENT_S = 5.0, 15.0
 """Replicas that have said nothing for so long count no more, and are asked to; and are forgotten."""
+
+
+_MOST_SILENT = 64
+"""Replicas of which it is remembered what they had counted, each by itself."""
 
 
 class Call(Protocol):
@@ -86,11 +90,11 @@ class _Visit:
             self.engine._forget_ended(self)
 
     def end(self, ended: Ended) -> None:
-        """Another replica may do what an engine that fails does not."""
+        """Another replica may do what an engine that fails does not; who is alone with a failure ends."""
         error = error_of(ended)
         if isinstance(error, WordsError) and self.stream.has_begun:  # its tokens cannot be made again
             error = WorkerError(str(error))
-        if isinstance(error, WorkerError):
+        if isinstance(error, WorkerError) and not isinstance(error, RequestError):
             self.failure = error
         else:
             self.fail(error)
@@ -117,6 +121,8 @@ class RemoteEngine:
         """What the last replica's engine failed of; nothing, while one works."""
         self._gone = EngineStats()
         """What replicas have counted that are not heard of any more."""
+        self._silent: dict[Line, EngineStats] = {}
+        """Of those that have been silent for long, and may be heard again; the longest silent first."""
         self._reports: dict[Line, tuple[float, Report]] = {}
         port.listen(facts.name, self._hear)
 
@@ -175,7 +181,7 @@ class RemoteEngine:
         self._forget_silent()
         reports = [report.stats for _, report in self._reports.values()]
         found = self._gone
-        for stats in reports:
+        for stats in (*self._silent.values(), *reports):
             found = continued(found, stats)
         return replace(
             found,
@@ -184,6 +190,7 @@ class RemoteEngine:
         )
 
     def _hear(self, sender: Line, report: Report) -> None:
+        self._silent.pop(sender, None)
         self._reports[sender] = self._loop.time(), report
         self._failed_last = report.failure
 
@@ -192,7 +199,9 @@ class RemoteEngine:
         for sender, (heard, report) in [*self._reports.items()]:
             if now - heard > _SILENT_S:
                 del self._reports[sender]
-                self._gone = continued(self._gone, report.stats)
+                self._silent[sender] = report.stats
+        while len(self._silent) > _MOST_SILENT:
+            self._gone = continued(self._gone, self._silent.pop(next(iter(self._silent))))
 
     def leave(self) -> None:
         """The model is taken away."""

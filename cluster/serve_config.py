@@ -24,7 +24,9 @@ def model_name(application: str) -> str:
 
 
 def application_name(model: str) -> str:
-    """The inverse."""
+    """The inverse, of names that have one."""
+    if "--" in model:
+        raise UserError(f"{model}: -- stands for / in the names of models; give it another with --name")
     return model.replace("/", "--")
 
 

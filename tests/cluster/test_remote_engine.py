@@ -16,7 +16,7 @@ from ray.serve.exceptions import BackPressureError
 
 from actors.messages import Begun, Request, Tokens, decode
 from actors.sampling_params import SamplingParams
-from builders.errors import BusyError, UserError, WordsError, WorkerError
+from builders.errors import BusyError, RequestError, UserError, WordsError, WorkerError
 from cluster.engine_client import EngineLoad
 from cluster.local_engine import LocalEngine
 from cluster.remote_engine import RemoteEngine
@@ -297,6 +297,27 @@ def test_another_replica_goes_on_where_an_engine_failed() -> None:
     asyncio.run(main())
 
 
+def test_a_request_that_ranks_fail_on_is_not_sent_to_others() -> None:
+    async def main() -> None:
+        async with case() as it:
+            source = Source()
+            blaming = Replica(LocalEngine(source, FACTS), it.replica.card)
+            it.replica.greet(it.port.door)
+
+            async def fails(data: bytes, door: Door) -> None:
+                source.error = RequestError(decode(Request, data).id, "the ranks fail on this request")
+                await blaming.attend(data, door)
+
+            it.ways += [fails, fails]
+            await until(lambda: it.remote.heard_of() == 1)
+            with pytest.raises(RequestError, match="the ranks fail on this request"):
+                await read(it.remote.submit(request()))
+            assert len(it.ways) == 1
+            await blaming.close()
+
+    asyncio.run(main())
+
+
 def test_replicas_are_heard_of_before_any_request() -> None:
     async def main() -> None:
         async with case() as it:
@@ -321,6 +342,27 @@ def test_a_replica_that_is_gone_is_not_believed(monkeypatch: pytest.MonkeyPatch)
             await until(lambda: it.remote.load().failure)
             await it.replica.close()
             await until(lambda: it.remote.load() == EngineLoad() and not it.remote.heard_of())
+
+    asyncio.run(main())
+
+
+def test_what_a_replica_has_counted_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long it was silent before it was heard again; and when it is gone, too."""
+
+    async def main() -> None:
+        async with case() as it:
+            await read(it.remote.submit(request()))
+            it.replica.greet(it.port.door)
+            await until(lambda: it.remote.stats().preemptions == 3)
+            monkeypatch.setattr("cluster.remote_engine._SILENT_S", -1.0)
+            assert it.remote.stats().preemptions == 3 and not it.remote.heard_of()
+            monkeypatch.undo()
+            it.replica.greet(it.port.door)
+            await until(it.remote.heard_of)
+            assert it.remote.stats().preemptions == 3
+            monkeypatch.setattr("cluster.remote_engine._SILENT_S", -1.0)
+            monkeypatch.setattr("cluster.remote_engine._MOST_SILENT", 0)
+            assert it.remote.stats().preemptions == 3 == it.remote.stats().preemptions
 
     asyncio.run(main())
 
