@@ -15,6 +15,8 @@ class ApiConfig:
     """Of a request."""
     body_timeout_s: float = 30.0
     """A request's body takes to come."""
+    read_timeout_s: float = 300.0
+    """A part of an answer waits to be read, before the request ends as if its caller had left."""
     max_streams: int = 1024
     """Requests to generate that are under way at once."""
     max_waiting: int = 256

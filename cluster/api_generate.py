@@ -25,7 +25,7 @@ from cluster.api_requests import ChatBody, CompletionBody, StreamOptions
 from cluster.api_service import Service
 from cluster.chat_form import ChatForm, chat_prompts
 from cluster.completion_form import CompletionForm, completion_prompts, given_prompts
-from cluster.connection import send_events, send_json, while_connected
+from cluster.connection import Reader, send_events, send_json, while_connected
 from cluster.forms import Form, Heading, Prompt
 from cluster.growing_text import Growth, joined
 from cluster.request_record import RequestRecord, record_of, tokens_of
@@ -91,7 +91,9 @@ class Generate(Generic[BodyT]):
             with self._service.stream():
                 body = await read_body(Request(scope, receive), self._kind.body, self._service.config)
                 record = record_of(scope)
-                record.has_left = not await while_connected(receive, self._answer(body, send, record))
+                reader = Reader(send, self._service.config.read_timeout_s)
+                work = self._answer(body, reader, record)
+                record.has_left = not await while_connected(receive, reader, work)
         except RankforgeError as error:
             raise api_error(error, self._service.config.retry_after_s) from error
 

@@ -28,7 +28,7 @@ class Keyring:
         """`processes` serve the same keys, each with its share of their limits."""
         self._path, self._clock, self._processes = path, clock, processes
         self._stamp = _stamp(path)
-        self._uses = self._used(read_keys(path), {})
+        self._uses = self._known = self._used(read_keys(path), {})
         self._looked_s = clock()
 
     def find(self, authorization: str) -> KeyUse:
@@ -56,14 +56,14 @@ class Keyring:
             return
         self._stamp = stamp
         try:
-            self._uses = self._used(read_keys(self._path), self._uses)
+            self._uses = self._known = self._used(read_keys(self._path), self._known)
             _LOG.info("%s: %d keys", self._path, len(self._uses))
         except UserError as error:
             self._uses = {}
             _LOG.error("%s; until it can be read, nobody has a key", error)
 
     def _used(self, records: tuple[KeyRecord, ...], before: Mapping[str, KeyUse]) -> dict[str, KeyUse]:
-        """What has been used of those that were known stays used."""
+        """What has been used of those that were known stays used, though nobody was let in meanwhile."""
         found = {}
         for whole in records:
             record = whole.shared_by(self._processes)

@@ -14,10 +14,13 @@ import pytest
 
 from builders.errors import UserError
 from cluster.access import Access, bound
+from cluster.api_errors import ApiError
 from cluster.api_keys import KeyRecord, made, write_keys
+from cluster.keyring import Keyring
 from tests.cluster.api_server import fake_app, serving
 from tests.cluster.fake_engine import FakeEngine
 from tests.cluster.test_api_bytes import COMPLETION, TOKENS, error_of, eventually
+from tests.cluster.test_key_limits import Clock
 
 ROUTES = [
     ("GET", "/v1/models"), ("GET", "/v1/models/fake"), ("POST", "/v1/completions"),
@@ -117,6 +120,23 @@ def test_keys_come_and_go_while_it_serves(keys: Keys) -> None:
         eventually(lambda: client.get("/v1/models", headers=bob).status_code == 401)
         keys.path.unlink()
         assert error_of(client.get("/v1/models", headers=bob), 401)
+
+
+def test_what_is_used_stays_used_while_the_file_cannot_be_read(keys: Keys) -> None:
+    user = keys.add("alice", requests_per_minute=1)
+    clock = Clock()
+    ring = Keyring(keys.path, clock)
+    ring.find(user["authorization"]).begin()
+    whole = keys.path.read_bytes()
+    for data in (b"{", b"", whole):
+        clock.now_s += 2
+        keys.path.write_bytes(data)
+        if data != whole:
+            with pytest.raises(ApiError):
+                ring.find(user["authorization"])
+    with pytest.raises(ApiError) as refused:
+        ring.find(user["authorization"]).begin()
+    assert refused.value.status == 429
 
 
 def test_a_server_does_not_start_without_its_file(tmp_path: Path) -> None:

@@ -124,6 +124,19 @@ def test_who_leaves_ends_what_he_asked_for(stream: bool) -> None:
     assert {name for name, _ in engine.cancelled} == {one.id for one in engine.submitted}
 
 
+def test_who_stops_reading_keeps_no_place() -> None:
+    engine = FakeEngine(TOKENS)
+    with client_of(engine, max_streams=1, read_timeout_s=0.2) as client:
+        body = json.dumps({**COMPLETION, "max_tokens": 8000, "n": 16, "stream": True}).encode()
+        with socket.socket() as caller:
+            caller.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            caller.connect(("127.0.0.1", client.base_url.port))
+            caller.sendall(f"{POST}content-length: {len(body)}\r\n\r\n".encode() + body)
+            assert caller.recv(12) == b"HTTP/1.1 200"
+            eventually(lambda: len(engine.cancelled) == 1)
+            eventually(lambda: client.post("/v1/completions", json=COMPLETION).status_code == 200)
+
+
 def test_a_stop_string_ends_the_text_at_the_engine() -> None:
     engine = FakeEngine(TOKENS)
     with client_of(engine) as client:
