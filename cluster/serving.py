@@ -19,6 +19,7 @@ import ray
 from ray import serve
 from ray.exceptions import RayError, RayTaskError
 from ray.serve._private.logging_utils import get_serve_logs_dir
+from ray.serve.context import _get_global_client
 from ray.serve.exceptions import RayServeException
 from ray.util.placement_group import placement_group_table
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
