@@ -25,6 +25,8 @@ class Wish:
 
     prompt: tuple[int, ...]
     params: SamplingParams
+    namespace: str = ""
+    """Of the engine's cache."""
     is_scored_only: bool = False
     """No text is wanted, only the prompt's log-probabilities."""
 
@@ -55,7 +57,7 @@ class Answering:
     def __exit__(
         self, _kind: type[BaseException] | None, error: BaseException | None, _trace: TracebackType | None
     ) -> None:
-        if not isinstance(error, BusyError | UserError):  # nothing was begun
+        if self.has_begun or not isinstance(error, BusyError | UserError):
             self._watch.end(sum(self._cached), has_failed=isinstance(error, Exception))
         for name in self._names:
             self._model.engine.cancel(name)
@@ -63,7 +65,7 @@ class Answering:
     async def growths(self) -> AsyncGenerator[list[tuple[int, Growth]], None]:
         """What is new of which texts. All prompts are taken by the engine, or none."""
         streams = [
-            self._model.engine.submit(Request(name, wish.prompt, wish.params))
+            self._model.engine.submit(Request(name, wish.prompt, wish.params, wish.namespace))
             for name, wish in zip(self._names, self._wishes, strict=True)
         ]
         try:
@@ -72,8 +74,17 @@ class Answering:
                     self._watch.take(grown)
                     yield grown
         except WorkerError as error:
-            self._watch.fail(error)
+            self._watch.fail(str(error))
             raise
+        except UserError:
+            if self.has_begun:
+                self._watch.fail("invalid_value")
+            raise
+
+    @property
+    def has_begun(self) -> bool:
+        """There is a token: what goes wrong now is no refusal any more."""
+        return any(text.finish or text.output.num_tokens for text in self.texts)
 
     @property
     def prompt_tokens(self) -> int:

@@ -12,7 +12,7 @@ from starlette.requests import Request
 
 from cluster.api_config import ApiConfig
 from cluster.api_errors import ApiError, invalid, unsupported
-from cluster.api_requests import REFUSED
+from cluster.api_requests import REFUSED, SETTLED
 
 BodyT = TypeVar("BodyT", bound=Struct)
 
@@ -23,7 +23,7 @@ _UNKNOWN = re.compile(r"Object contains unknown field `(?P<name>.*)`")
 
 async def read_body(request: Request, kind: type[BodyT], config: ApiConfig) -> BodyT:
     """Whatever is too long, too slow or malformed is refused as early as it shows."""
-    media = request.headers.get("content-type", "application/json").split(";")[0].strip().lower()
+    media = request.headers.get("content-type", "").split(";")[0].strip().lower()
     if media != "application/json":
         raise ApiError(
             status=415, message=f"Unsupported content type '{media}': use 'Content-Type: application/json'"
@@ -65,7 +65,7 @@ def decoded(data: bytes, kind: type[BodyT]) -> BodyT:
     fields = _parsed(data)
     known = kind.__struct_fields__
     for name, value in fields.items():
-        if name in known or (value is None and name in REFUSED):
+        if name in known or value is None or _is_settled(name, value):
             continue
         if name in REFUSED:
             raise unsupported(name, REFUSED[name])
@@ -74,6 +74,16 @@ def decoded(data: bytes, kind: type[BodyT]) -> BodyT:
         return msgspec.convert({name: fields[name] for name in fields if name in known}, kind)
     except msgspec.ValidationError as error:
         raise _mistaken(str(error)) from None
+
+
+def _is_settled(name: str, value: object) -> bool:
+    """It asks for what is done anyway."""
+    if name not in SETTLED:
+        return False
+    done = SETTLED[name]
+    if type(value) is type(done) and value == done:
+        return True
+    raise unsupported(name, f"only {msgspec.json.encode(done).decode()} is possible")
 
 
 def _parsed(data: bytes) -> dict[str, Any]:

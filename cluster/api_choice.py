@@ -64,10 +64,15 @@ def choice_of(body: ChatBody | CompletionBody, config: ApiConfig, facts: ModelFa
     return Choice(params=params, asked_tokens=asked, returned=returned)
 
 
+def most_prompt_tokens(config: ApiConfig, facts: ModelFacts) -> int:
+    """Of one prompt, whatever is asked for."""
+    longest = facts.limits.max_seq_len
+    return min(facts.limits.max_input_len, longest - 1, config.max_prompt_tokens or longest)
+
+
 def fitted(choice: Choice, prompt: Sequence[int], config: ApiConfig, facts: ModelFacts) -> SamplingParams:
     """For one prompt: what there is room for. `param` of errors is set by who knows the field."""
-    longest = facts.limits.max_seq_len
-    most = min(facts.limits.max_input_len, longest - 1, config.max_prompt_tokens or longest)
+    longest, most = facts.limits.max_seq_len, most_prompt_tokens(config, facts)
     if not prompt:
         raise invalid("The prompt has no tokens.", code="invalid_value")
     if len(prompt) > most:
@@ -92,13 +97,13 @@ def _too_long(message: str) -> ApiError:
 def _tokens(body: ChatBody | CompletionBody, config: ApiConfig, facts: ModelFacts) -> tuple[int | None, int]:
     """How many are asked for, and how many that makes at most. A prompt alone takes one that is not given."""
     longest = facts.limits.max_seq_len - 1
-    most, asked = min(longest, config.max_tokens or longest), _asked(body)
+    most, (name, asked) = min(longest, config.max_tokens or longest), _asked(body)
     if asked is None:
         return None, most if isinstance(body, ChatBody) else min(16, most)
     if asked < (0 if _is_echoed(body) else 1):
-        raise invalid(f"Invalid 'max_tokens': {asked} is less than 1.", "max_tokens", "below_min_value")
+        raise invalid(f"Invalid '{name}': {asked} is less than 1.", name, "below_min_value")
     if asked > most:
-        raise invalid(f"max_tokens is too large: {asked}. At most {most} are possible.", "max_tokens")
+        raise invalid(f"{name} is too large: {asked}. At most {most} are possible.", name)
     return asked, max(1, asked)
 
 
@@ -106,9 +111,11 @@ def _is_echoed(body: ChatBody | CompletionBody) -> bool:
     return isinstance(body, CompletionBody) and bool(body.echo)
 
 
-def _asked(body: ChatBody | CompletionBody) -> int | None:
-    newer = body.max_completion_tokens if isinstance(body, ChatBody) else None
-    return body.max_tokens if newer is None else newer
+def _asked(body: ChatBody | CompletionBody) -> tuple[str, int | None]:
+    """With the name of the field that says it."""
+    if isinstance(body, ChatBody) and body.max_completion_tokens is not None:
+        return "max_completion_tokens", body.max_completion_tokens
+    return "max_tokens", body.max_tokens
 
 
 def _check_stream(body: GenerateBody) -> None:
@@ -181,9 +188,9 @@ def _stop_tokens(body: GenerateBody, config: ApiConfig, facts: ModelFacts) -> tu
 def _biases(body: GenerateBody, config: ApiConfig, facts: ModelFacts) -> Mapping[int, float]:
     given = body.logit_bias or {}
     _bounded("logit_bias", len(given), config.max_logit_bias)
-    wrong = next((name for name in given if not (name.isascii() and name.isdecimal())), None)
-    if wrong is not None or any(len(name) > 10 for name in given):
-        raise invalid(f"Invalid key in 'logit_bias': {(wrong or '')[:32]!r}. Keys are tokens.", "logit_bias")
+    wrong = [name for name in given if not (name.isascii() and name.isdecimal() and len(name) <= 10)]
+    if wrong:
+        raise invalid(f"Invalid key in 'logit_bias': {wrong[0][:32]!r}. Keys are tokens.", "logit_bias")
     biases = {int(name): _within("logit_bias", value, -100, 100) for name, value in given.items()}
     check_tokens("logit_bias", tuple(biases), facts.vocab_size)
     return biases

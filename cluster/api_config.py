@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from builders.errors import UserError
 
@@ -15,6 +15,8 @@ class ApiConfig:
     """Of a request."""
     body_timeout_s: float = 30.0
     """A request's body takes to come."""
+    read_timeout_s: float = 300.0
+    """A part of an answer waits to be read, before the request ends as if its caller had left."""
     max_streams: int = 1024
     """Requests to generate that are under way at once."""
     max_waiting: int = 256
@@ -47,6 +49,13 @@ class ApiConfig:
     """What takes longer to compile is refused."""
     max_inline_chars: int = 512
     """Texts up to this are encoded where requests are served, longer ones in a thread beside."""
+    max_encoding_chars: int = 8 * 1024 * 1024
+    """Of texts that wait for that thread; one that is alone there may have more."""
+
+    def shared_by(self, processes: int) -> ApiConfig:
+        """What each of several processes takes, so that all of them take no more than this: rounded up."""
+        shares = {name: -(-getattr(self, name) // processes) for name in ("max_streams", "max_waiting")}
+        return replace(self, **shares)
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():

@@ -14,7 +14,7 @@ from msgspec import UNSET, Struct, UnsetType
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
-from builders.errors import RankforgeError
+from builders.errors import RankforgeError, WordsError
 from cluster.answering import Answering, Wish
 from cluster.api_answers import Usage
 from cluster.api_body import read_body
@@ -25,7 +25,7 @@ from cluster.api_requests import ChatBody, CompletionBody, StreamOptions
 from cluster.api_service import Service
 from cluster.chat_form import ChatForm, chat_prompts
 from cluster.completion_form import CompletionForm, completion_prompts, given_prompts
-from cluster.connection import send_events, send_json, while_connected
+from cluster.connection import Reader, send_events, send_json, while_connected
 from cluster.forms import Form, Heading, Prompt
 from cluster.growing_text import Growth, joined
 from cluster.request_record import RequestRecord, record_of, tokens_of
@@ -36,6 +36,8 @@ from cluster.tools import held_chat
 
 BodyT = TypeVar("BodyT", ChatBody, CompletionBody)
 
+_RENEWAL_S = 60.0
+"""So long replicas may differ in their tokenizers."""
 _DONE = b"data: [DONE]\n\n"
 
 
@@ -73,7 +75,7 @@ COMPLETION = Kind(
     count=lambda body: len(given_prompts(body)),
     prompts=completion_prompts,
     held_to=lambda body, model, config: form_of(body),
-    form=lambda body, heading, model, prompts: CompletionForm(body, heading, model.texts, prompts),
+    form=lambda body, heading, model, prompts: CompletionForm(body, heading, model, prompts),
 )
 
 
@@ -89,14 +91,27 @@ class Generate(Generic[BodyT]):
             with self._service.stream():
                 body = await read_body(Request(scope, receive), self._kind.body, self._service.config)
                 record = record_of(scope)
-                record.has_left = not await while_connected(receive, self._answer(body, send, record))
+                reader = Reader(send, self._service.config.read_timeout_s)
+                work = self._answer(body, reader, record)
+                record.has_left = not await while_connected(receive, reader, work)
         except RankforgeError as error:
             raise api_error(error, self._service.config.retry_after_s) from error
 
     async def _answer(self, body: BodyT, send: Send, record: RequestRecord) -> None:
+        """From the start again, where the model got another tokenizer meanwhile: nothing is sent then."""
+        deadline = time.monotonic() + _RENEWAL_S
+        while True:
+            model = await self._service.found(body.model)
+            try:
+                return await self._answer_by(model, body, send, record)
+            except WordsError:
+                if time.monotonic() > deadline:
+                    raise
+                await self._service.renew(model)
+
+    async def _answer_by(self, model: ServedModel, body: BodyT, send: Send, record: RequestRecord) -> None:
         """Limits first, then the prompts, then the engine."""
         service, kind = self._service, self._kind
-        model = await service.found(body.model)
         record.model, record.prompt = model.facts.name, service.logged(getattr(body, kind.field))
         choice = choice_of(body, service.config, model.facts)
         if held := kind.held_to(body, model, service.config):
@@ -104,8 +119,9 @@ class Generate(Generic[BodyT]):
             choice = choice.held_to(held.grammar)
         service.check_prompts(kind.count(body))
         service.check_room(model, kind.count(body))
-        prompts = await kind.prompts(body, model)
-        wishes = [self._wish(choice, prompt, model) for prompt in prompts]
+        prompts = await self._prompts(body, model)
+        namespace = service.namespace(record)
+        wishes = [self._wish(choice, prompt, model, namespace) for prompt in prompts]
         heading = _heading(kind.prefix, model)
         record.answer = heading["id"]
         form = kind.form(body, heading, model, [one for one in prompts for _ in range(choice.returned)])
@@ -118,13 +134,21 @@ class Generate(Generic[BodyT]):
             else:
                 await send_json(send, await _whole(answering, form, choice))
 
-    def _wish(self, choice: Choice, prompt: Prompt, model: ServedModel) -> Wish:
+    async def _prompts(self, body: BodyT, model: ServedModel) -> list[Prompt]:
+        try:
+            return await self._kind.prompts(body, model)
+        except ApiError as error:
+            error.param = error.param or self._kind.field
+            raise
+
+    def _wish(self, choice: Choice, prompt: Prompt, model: ServedModel, namespace: str) -> Wish:
         try:
             params = fitted(choice, prompt.tokens, self._service.config, model.facts)
         except ApiError as error:
             error.param = self._kind.field
             raise
-        return Wish(prompt=prompt.tokens, params=params, is_scored_only=choice.asked_tokens == 0)
+        is_scored_only = choice.asked_tokens == 0
+        return Wish(prompt=prompt.tokens, params=params, namespace=namespace, is_scored_only=is_scored_only)
 
 
 def _heading(prefix: str, model: ServedModel) -> Heading:
@@ -171,7 +195,7 @@ async def _events(
                 if events := _joined_events(form, grown, _usage_beside(answering, wanted)):
                     yield events
     except RankforgeError as error:
-        if not any(text.output.num_tokens for text in answering.texts):
+        if not answering.has_begun:
             raise
         yield b"data: " + api_error(error, 0).body + b"\n\n"
         return

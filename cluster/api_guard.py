@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -53,10 +54,14 @@ class Guard:
 
 
 class Keyless:
-    """In its place where there are no keys: nobody is an administrator. /metrics is as open as all else."""
+    """In its place where there are no keys: nobody is an administrator. /metrics is as open as all else.
 
-    def __init__(self, app: ASGIApp, *, only_local: bool) -> None:
+    Pages of other origins are refused: browsers send some of their requests without asking first.
+    """
+
+    def __init__(self, app: ASGIApp, *, only_local: bool, origins: Collection[str] = ()) -> None:
         self._app, self._only_local = app, only_local
+        self._origins = frozenset(origin.lower() for origin in origins)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         refusal = self._refusal(scope) if scope["type"] == "http" else None
@@ -66,11 +71,19 @@ class Keyless:
             await self._app(scope, receive, send)
 
     def _refusal(self, scope: Scope) -> ApiError | None:
-        if self._only_local and not all(_is_local(name) for key, name in scope["headers"] if key == b"host"):
+        hosts = _given(scope, b"host")
+        if self._only_local and not all(map(_is_local, hosts)):
             return ApiError(
                 status=403,
                 message="This server answers to localhost alone: it has no --keys_file",
                 code="host_not_allowed",
+            )
+        own = {f"{scheme}://{host}" for scheme in ("http", "https") for host in hosts}
+        if strange := [one for one in _given(scope, b"origin") if one not in self._origins | own]:
+            return ApiError(
+                status=403,
+                message=f"Pages of {strange[0][:200]!r} may not use this server; name them in cors_origins",
+                code="origin_not_allowed",
             )
         if scope["path"] in ADMINISTRATIVE - {"/metrics"}:
             return _closed("an admin key; this server has no --keys_file")
@@ -80,9 +93,13 @@ class Keyless:
 _PORT = re.compile(r":[0-9]*$")
 
 
-def _is_local(host: bytes) -> bool:
+def _given(scope: Scope, header: bytes) -> list[str]:
+    return [value.decode("latin-1").lower() for name, value in scope["headers"] if name == header]
+
+
+def _is_local(host: str) -> bool:
     """A Host header: a name or an address, and a port."""
-    return is_loopback(_PORT.sub("", host.decode("latin-1")))
+    return is_loopback(_PORT.sub("", host))
 
 
 def _closed(needed: str) -> ApiError:

@@ -6,6 +6,7 @@ These declarations check what comes and are what `/openapi.json` shows. What cou
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from msgspec import Struct
@@ -93,6 +94,7 @@ class GenerateBody(Struct, frozen=True, kw_only=True):
     service_tier: str | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
+    prompt_cache_retention: str | None = None
 
 
 class Part(Struct, frozen=True):
@@ -207,3 +209,13 @@ REFUSED = {
     "guided_decoding_backend": "there is one",
 }
 """Fields that clients may know from elsewhere, and why not."""
+
+SETTLED: Mapping[str, object] = {
+    "skip_special_tokens": True,
+    "spaces_between_special_tokens": True,
+    "include_stop_str_in_output": False,
+    "add_generation_prompt": True,
+    "continue_final_message": False,
+    "chat_template_kwargs": {},
+}
+"""Fields of other servers, and the one value that they may have: what is done anyway."""

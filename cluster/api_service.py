@@ -11,6 +11,7 @@ from cluster.api_errors import ApiError, failed, full, invalid
 from cluster.engine_client import EngineClient, EngineLoad
 from cluster.grammar_checks import GrammarChecks
 from cluster.request_counts import Counts
+from cluster.request_record import RequestRecord
 from cluster.served_model import ServedModel
 from cluster.structured import Form
 
@@ -27,6 +28,9 @@ class Catalogue(Protocol):
     def names(self) -> Mapping[str, int]:
         """All that there are, those that are not open too, and when each came, in seconds since 1970."""
 
+    async def renew(self, name: str) -> None:
+        """The model has another tokenizer meanwhile, or will have; waits a little."""
+
     def problems(self) -> Sequence[str]:
         """Models that cannot answer now, a line for each."""
 
@@ -34,8 +38,10 @@ class Catalogue(Protocol):
 class Service:
     """For one event loop."""
 
-    def __init__(self, config: ApiConfig, *, log_prompts: bool = False) -> None:
-        self.config, self._log_prompts = config, log_prompts
+    def __init__(
+        self, config: ApiConfig, *, log_prompts: bool = False, separate_caches: bool = False
+    ) -> None:
+        self.config, self._log_prompts, self._separate_caches = config, log_prompts, separate_caches
         self.models: dict[str, ServedModel] = {}
         """By the names that callers use; those that are ready."""
         self._catalogue: Catalogue | None = None
@@ -72,6 +78,11 @@ class Service:
         names = self._catalogue.names() if self._catalogue else {}
         return {name: came for name, came in names.items() if name not in self.models}
 
+    async def renew(self, model: ServedModel) -> None:
+        """Its tokens were refused: it is to be found again."""
+        if self._catalogue:
+            await self._catalogue.renew(model.facts.name)
+
     def problems(self) -> list[str]:
         """Why not every model takes requests; nothing where every one does."""
         found = [why for load in self.loads().values() if (why := load.failure or load.recovering)]
@@ -95,6 +106,10 @@ class Service:
     def logged(self, prompt: object) -> object:
         """What the log may say of it."""
         return prompt if self._log_prompts else None
+
+    def namespace(self, record: RequestRecord) -> str:
+        """Whose prompts it shares the cache with."""
+        return record.key.record.id if self._separate_caches and record.key else ""
 
     @contextmanager
     def stream(self) -> Iterator[None]:

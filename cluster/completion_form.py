@@ -15,7 +15,6 @@ from cluster.forms import Heading, Prompt
 from cluster.growing_text import Growth
 from cluster.logprob_forms import CompletionScores, of_prompt
 from cluster.served_model import ServedModel
-from cluster.token_texts import TokenTexts
 
 
 def given_prompts(body: CompletionBody) -> Sequence[str | list[int]]:
@@ -49,12 +48,12 @@ class CompletionForm:
     """How one request for completions is answered."""
 
     def __init__(
-        self, body: CompletionBody, heading: Heading, texts: TokenTexts, prompts: Sequence[Prompt]
+        self, body: CompletionBody, heading: Heading, model: ServedModel, prompts: Sequence[Prompt]
     ) -> None:
         """There is a prompt for every text."""
         self._heading, self._prompts = heading, prompts
         self._echo, self._with_logprobs = bool(body.echo), body.logprobs is not None
-        self._scores = [CompletionScores(texts, with_top=bool(body.logprobs)) for _ in prompts]
+        self._scores = [CompletionScores(model.texts, model.words, bool(body.logprobs)) for _ in prompts]
         self._begun: set[int] = set()
 
     def part(self, index: int, growth: Growth, usage: Usage | UnsetType | None) -> Completion | None:
@@ -82,5 +81,8 @@ class CompletionForm:
         """With the token that ended it: evaluations count on one for every token that was made."""
         if not self._with_logprobs:
             return None
-        before = of_prompt(self._prompts[index].tokens, growth.prompt_logprobs) if is_first else ()
-        return self._scores[index].of((*before, *growth.scored, *growth.ended_by))
+        scored = (*growth.scored, *growth.ended_by)
+        if not is_first:
+            return self._scores[index].of(scored)
+        prompt = self._prompts[index]
+        return self._scores[index].of(scored, of_prompt(prompt.tokens, growth.prompt_logprobs), prompt.text)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Coroutine
 from typing import Any
 
-from starlette.types import Receive, Send
+from starlette.types import Message, Receive, Send
 
 from cluster.api_errors import ApiError
 
@@ -18,17 +19,40 @@ _STREAM_HEADERS = [
 """The last one is for a proxy that would collect parts."""
 
 
-async def while_connected(receive: Receive, work: Coroutine[Any, Any, None]) -> bool:
-    """Ends the work when its caller is gone: False. The request's body has been read."""
+class Reader:
+    """Who is sent an answer: `send`, and whether he goes on reading."""
+
+    def __init__(self, send: Send, limit_s: float) -> None:
+        self._send, self._limit_s = send, limit_s
+        self._since: float | None = None
+        """When what is being sent now began to wait."""
+
+    async def __call__(self, message: Message) -> None:
+        self._since = time.monotonic()
+        await self._send(message)
+        self._since = None
+
+    async def stops(self) -> None:
+        """Returns when something has waited for the limit, or a little longer."""
+        while True:
+            since = self._since
+            left_s = self._limit_s if since is None else since + self._limit_s - time.monotonic()
+            if left_s <= 0:
+                return
+            await asyncio.sleep(left_s if since else self._limit_s / 4)
+
+
+async def while_connected(receive: Receive, reader: Reader, work: Coroutine[Any, Any, None]) -> bool:
+    """Ends the work when its caller is gone, or reads no more: False. The request's body has been read."""
     doing = asyncio.ensure_future(work)
-    leaving = asyncio.ensure_future(_until_gone(receive))
+    leaving = (asyncio.ensure_future(_until_gone(receive)), asyncio.ensure_future(reader.stops()))
     try:
-        await asyncio.wait((doing, leaving), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((doing, *leaving), return_when=asyncio.FIRST_COMPLETED)
         if doing.done():
             doing.result()
         return doing.done()
     finally:
-        await _end(doing, leaving)
+        await _end(doing, *leaving)
 
 
 async def _until_gone(receive: Receive) -> None:

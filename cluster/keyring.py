@@ -22,10 +22,13 @@ _Stamp = tuple[int, int, int] | None
 class Keyring:
     """For one event loop. A file that cannot be read any more lets nobody in until it can."""
 
-    def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic) -> None:
-        self._path, self._clock = path, clock
+    def __init__(
+        self, path: Path, clock: Callable[[], float] = time.monotonic, *, processes: int = 1
+    ) -> None:
+        """`processes` serve the same keys, each with its share of their limits."""
+        self._path, self._clock, self._processes = path, clock, processes
         self._stamp = _stamp(path)
-        self._uses = self._used(read_keys(path), {})
+        self._uses = self._known = self._used(read_keys(path), {})
         self._looked_s = clock()
 
     def find(self, authorization: str) -> KeyUse:
@@ -53,16 +56,17 @@ class Keyring:
             return
         self._stamp = stamp
         try:
-            self._uses = self._used(read_keys(self._path), self._uses)
+            self._uses = self._known = self._used(read_keys(self._path), self._known)
             _LOG.info("%s: %d keys", self._path, len(self._uses))
         except UserError as error:
             self._uses = {}
             _LOG.error("%s; until it can be read, nobody has a key", error)
 
     def _used(self, records: tuple[KeyRecord, ...], before: Mapping[str, KeyUse]) -> dict[str, KeyUse]:
-        """What has been used of those that were known stays used."""
+        """What has been used of those that were known stays used, though nobody was let in meanwhile."""
         found = {}
-        for record in records:
+        for whole in records:
+            record = whole.shared_by(self._processes)
             use = before.get(record.id) or KeyUse(record, self._clock)
             use.record = record
             found[record.id] = use

@@ -17,6 +17,7 @@ from actors.open_generator import GeneratorOptions, open_generator
 from builders.errors import UserError
 from cluster.access import Access
 from cluster.api import create_app
+from cluster.api_choice import most_prompt_tokens
 from cluster.api_config import ApiConfig
 from cluster.encoder import Encoder
 from cluster.engine_client import EngineClient, facts_of
@@ -70,7 +71,13 @@ def served(
     tool_format: ToolFormatName | None = None,
 ) -> ServedModel:
     """An engine with its tokenizer."""
-    encoder = Encoder(tokenizer, chat_template=chat_template, max_inline_chars=config.max_inline_chars)
+    encoder = Encoder(
+        tokenizer,
+        chat_template=chat_template,
+        max_inline_chars=config.max_inline_chars,
+        max_waiting_chars=config.max_encoding_chars,
+        max_tokens=most_prompt_tokens(config, engine.facts),
+    )
     tools = notation_of(tokenizer, encoder.template, tool_format)
     return ServedModel(
         engine=engine,

@@ -18,6 +18,9 @@ _MISSED_S = 2.5
 _HEARD_S, _SILENT_S = 5.0, 15.0
 """Replicas that have said nothing for so long count no more, and are asked to; and are forgotten."""
 
+_MOST_SILENT = 64
+"""Replicas of which it is remembered what they had counted, each by itself."""
+
 
 class Reports:
     """Of one model, for one event loop; a replica is known by where its reports come from."""
@@ -27,13 +30,19 @@ class Reports:
         self._last: dict[Hashable, tuple[float, Report]] = {}
         self._gone = EngineStats()
         """What replicas have counted that are not heard of any more."""
+        self._silent: dict[Hashable, EngineStats] = {}
+        """Of those that have been silent for long, and may be heard again; the longest silent first."""
+        self.failed_last: str | None = None
+        """What the last replica's engine failed of; nothing, while one works."""
         self._expected = 0
         self._quiet_since = self._loop.time()
         self._died: str | None = None
         """Of what the last replica died; nothing, while another says how it is."""
 
     def take(self, sender: Hashable, report: Report) -> None:
+        self._silent.pop(sender, None)
         self._last[sender] = self._loop.time(), report
+        self.failed_last = report.failure
         self._quiet_since, self._died = self._loop.time(), None
 
     @property
@@ -65,14 +74,15 @@ class Reports:
         _, report = self._last.pop(sender, (0.0, None))
         if report:
             self._gone = continued(self._gone, report.stats)
-        self._died = f"{self._named(report)}: {cause_of(lost)}"
+        if report or not self._died:  # each of its requests tells of it, the first with where it was
+            self._died = f"{self._named(report)}: {cause_of(lost)}"
 
     def stats(self) -> EngineStats:
         """Of all replicas that there were."""
         self._forget_silent()
         reports = [report.stats for _, report in self._last.values()]
         found = self._gone
-        for stats in reports:
+        for stats in (*self._silent.values(), *reports):
             found = continued(found, stats)
         return replace(
             found,
@@ -88,4 +98,6 @@ class Reports:
         for sender, (heard, report) in [*self._last.items()]:
             if now - heard > _SILENT_S:
                 del self._last[sender]
-                self._gone = continued(self._gone, report.stats)
+                self._silent[sender] = report.stats
+        while len(self._silent) > _MOST_SILENT:
+            self._gone = continued(self._gone, self._silent.pop(next(iter(self._silent))))

@@ -37,7 +37,7 @@ class RequestRecord:
     cached_tokens: int = 0
     completion_tokens: int = 0
     charged_tokens: int = 0
-    """None of a request that the engine refused."""
+    """None of a request that the engine refused before its first token."""
     finish: list[str] = field(default_factory=list)
     """Of every text: stop, length, abort or error."""
     first_token_s: float | None = None

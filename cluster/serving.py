@@ -6,11 +6,12 @@ API is another one, and finds the models that there are by itself.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
-import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,9 +19,8 @@ import ray
 from ray import serve
 from ray.exceptions import RayError, RayTaskError
 from ray.serve._private.logging_utils import get_serve_logs_dir
+from ray.serve.context import _get_global_client
 from ray.serve.exceptions import RayServeException
-from ray.serve.schema import ApplicationStatusOverview
-from ray.util.placement_group import placement_group_table
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from starlette.applications import Starlette
 from starlette.datastructures import MutableHeaders
@@ -29,14 +29,16 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from actors.open_generator import GeneratorOptions
 from actors.rank_actors import Room
 from builders.errors import RankforgeError
+from cluster.access import bound
 from cluster.api import create_app
 from cluster.api_service import Service
 from cluster.catalogue import MODEL, Cluster, ServeCatalogue, watched
 from cluster.engine_client import EngineLoad
-from cluster.engine_maker import Made, made, needs
+from cluster.engine_maker import Made, found, made, needs
 from cluster.placement import Needs, Plan, bundles_of
 from cluster.remote_engine import Attend, Call
 from cluster.replica import Card, Replica, open_replica
+from cluster.replica_start import placed_s, started_s
 from cluster.request_log import log_requests_to
 from cluster.serve_config import (
     ModelConfig,
@@ -46,6 +48,7 @@ from cluster.serve_config import (
     model_name,
     service_config,
 )
+from cluster.serve_state import applications
 from cluster.wire import Door
 
 API_DEPLOYMENT = "Api"
@@ -95,8 +98,12 @@ def model(args: dict[str, Any]) -> serve.Application:
 
 
 def api(args: dict[str, Any]) -> serve.Application:
-    """OpenAI's endpoints over all models of the cluster: `args` are the fields of `ServiceConfig`."""
+    """OpenAI's endpoints over all models of the cluster: `args` are the fields of `ServiceConfig`.
+
+    `serve deploy` calls it too, and nobody else has looked then at where Serve listens.
+    """
     config = service_config(args)
+    config = replace(config, access=bound(config.access, _host()))
 
     def application() -> ASGIApp:
         return _application(config)
@@ -115,21 +122,30 @@ def api(args: dict[str, Any]) -> serve.Application:
     )
 
 
+def _host() -> str:
+    """Where Serve listens, which has been started before its applications are."""
+    client = _get_global_client()
+    assert client is not None, "Serve has been started"
+    return str(client.http_config.host)
+
+
 class Model:
     """A replica, in the first bundle of its placement group."""
 
     async def __init__(self, config: ModelConfig, room: Room) -> None:  # type: ignore[misc]  # Serve waits
         name = model_name(serve.get_replica_context().app_name)
-        _log_as_serve_does()
-        seconds = {"placed": _placed_s(), "started": _started_s()}
-        found = await _made(config)
+        log_with_serve()
+        seconds = {"placed": placed_s(), "started": started_s()}
+        engine = await _made(config)
         options = GeneratorOptions(
             num_blocks=config.num_blocks,
             kv_cache_free_gpu_mem_fraction=config.kv_cache_free_gpu_memory_fraction,
             draft_tokens=config.prompt_lookup_num_tokens,
             room=room,
         )
-        self._replica = await open_replica(name, config, found.folder, options, {**seconds, **found.seconds})
+        self._replica = await open_replica(
+            name, config, engine.folder, options, {**seconds, **engine.seconds}
+        )
 
     async def attend(self, request: bytes, door: Door) -> None:
         await self._replica.attend(request, door)
@@ -192,7 +208,9 @@ def _room(config: ModelConfig, wanted: Needs, plan: Plan) -> Room:
 
 
 async def _made(config: ModelConfig) -> Made:
-    """In a process beside: what builds needs libraries and memory that what serves does not."""
+    """What has to be built is, in a process beside, with libraries and memory that serving does without."""
+    if there := await asyncio.to_thread(found, config):
+        return there
     group = ray.util.get_current_placement_group()
     assert group is not None, "a replica is in its own"
     here = PlacementGroupSchedulingStrategy(placement_group=group, placement_group_bundle_index=0)
@@ -205,35 +223,34 @@ async def _made(config: ModelConfig) -> Made:
         raise
 
 
-def _log_as_serve_does() -> None:
-    """What happens to its ranks is in the replica's own log."""
+def log_with_serve() -> None:
+    """What happens to its ranks is in the replica's own log; a line of every call is not."""
+    without_calls()
     for handler in logging.getLogger("ray.serve").handlers:
         logging.getLogger("rankforge").addHandler(handler)
 
 
-def _placed_s() -> float:
-    """How long Ray looked for room, new nodes included."""
-    table = placement_group_table(ray.util.get_current_placement_group())
-    return float(table["stats"]["end_to_end_creation_latency_ms"]) / 1e3
+def without_calls() -> None:
+    """Serve's line of a call takes a sixth of it; requests have a log of ours (`request_log.py`)."""
+    logging.getLogger("ray.serve").addFilter(_is_no_call)
 
 
-def _started_s() -> float:
-    """How long this process has needed until its replica could begin: for Python, Ray and what it imports."""
-    since_boot = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
-    return time.clock_gettime(time.CLOCK_BOOTTIME) - since_boot / os.sysconf("SC_CLK_TCK")
+def _is_no_call(record: logging.LogRecord) -> bool:
+    return not getattr(record, "serve_access_log", False)
 
 
 def _application(config: ServiceConfig) -> ASGIApp:
     """In the replica's process."""
+    without_calls()
     log_requests_to(Path(get_serve_logs_dir()) / f"requests_{os.getpid()}.jsonl")
 
     @asynccontextmanager
     async def opening() -> AsyncIterator[ServeCatalogue]:
-        cluster = Cluster(applications=_applications, replicas=_Replicas)
+        cluster = Cluster(applications=applications, replicas=_Replicas)
         async with watched(config.limits, cluster, ray.util.get_node_ip_address()) as catalogue:
             yield catalogue
 
-    return _Nameless(create_app(opening, config.limits, access=config.access))
+    return _Nameless(create_app(opening, config.limits, access=config.access, processes=config.replicas))
 
 
 class _Nameless:
@@ -244,16 +261,12 @@ class _Nameless:
         self.service: Service = app.state.service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def nameless(message: Message) -> None:
+        def nameless(message: Message) -> Awaitable[None]:
             if message["type"] == "http.response.start":
                 del MutableHeaders(scope=message)["x-request-id"]
-            await send(message)
+            return send(message)
 
         await self._app(scope, receive, nameless)
-
-
-def _applications() -> dict[str, ApplicationStatusOverview]:
-    return {model_name(name): status for name, status in serve.status().applications.items()}
 
 
 class _Replicas:
@@ -261,6 +274,7 @@ class _Replicas:
 
     def __init__(self, name: str) -> None:
         self._handle = serve.get_deployment_handle(MODEL, application_name(name))
+        self._method = self._handle.attend  # made once: Serve copies its options every time
 
     @property
     def attend(self) -> Attend:
@@ -276,4 +290,4 @@ class _Replicas:
             )
 
     def _attend(self, request: bytes, door: Door) -> Call:
-        return self._handle.attend.remote(request, door)
+        return self._method.remote(request, door)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from builders.errors import WorkerError
 from cluster.growing_text import GrowingText, Growth
 from cluster.request_counts import ModelCounts
 from cluster.request_record import RequestRecord
@@ -38,9 +37,9 @@ class TokenWatch:
                     counts.between_s.add((now_s - last_s[index]) / new, new)
                 last_s[index] = now_s
 
-    def fail(self, error: WorkerError) -> None:
+    def fail(self, error: str) -> None:
         """Whether its caller is told by a status or by an event."""
-        self._record.error = str(error)
+        self._record.error = error
 
     def end(self, cached_tokens: int, *, has_failed: bool) -> None:
         """The request is over."""

@@ -31,6 +31,8 @@ class FakeEngine:
     """Tokens, after which nothing more comes."""
     fails_after: int | None = None
     """Tokens, after which the engine fails."""
+    ends_after: int | None = None
+    """Tokens, after which texts end that can be held to their grammar no longer."""
     refusal: str | None = None
     """Of every request."""
     mistake: Exception | None = None
@@ -70,6 +72,8 @@ class FakeEngine:
             if place == self.fails_after:
                 raise WorkerError("fake: the engine failed: rank 1 died")
             await asyncio.sleep(0)
+            if place == self.ends_after:
+                yield [Tokens(request.id, 0, (), "stop", failure="json_schema: no token goes on")]
             yield [self._token(request, index, place) for index in range(params.n)]
 
     def _token(self, request: Request, index: int, place: int) -> Tokens:

@@ -14,10 +14,13 @@ import pytest
 
 from builders.errors import UserError
 from cluster.access import Access, bound
+from cluster.api_errors import ApiError
 from cluster.api_keys import KeyRecord, made, write_keys
+from cluster.keyring import Keyring
 from tests.cluster.api_server import fake_app, serving
 from tests.cluster.fake_engine import FakeEngine
 from tests.cluster.test_api_bytes import COMPLETION, TOKENS, error_of, eventually
+from tests.cluster.test_key_limits import Clock
 
 ROUTES = [
     ("GET", "/v1/models"), ("GET", "/v1/models/fake"), ("POST", "/v1/completions"),
@@ -119,6 +122,23 @@ def test_keys_come_and_go_while_it_serves(keys: Keys) -> None:
         assert error_of(client.get("/v1/models", headers=bob), 401)
 
 
+def test_what_is_used_stays_used_while_the_file_cannot_be_read(keys: Keys) -> None:
+    user = keys.add("alice", requests_per_minute=1)
+    clock = Clock()
+    ring = Keyring(keys.path, clock)
+    ring.find(user["authorization"]).begin()
+    whole = keys.path.read_bytes()
+    for data in (b"{", b"", whole):
+        clock.now_s += 2
+        keys.path.write_bytes(data)
+        if data != whole:
+            with pytest.raises(ApiError):
+                ring.find(user["authorization"])
+    with pytest.raises(ApiError) as refused:
+        ring.find(user["authorization"]).begin()
+    assert refused.value.status == 429
+
+
 def test_a_server_does_not_start_without_its_file(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="rankforge keys add"):
         fake_app(access=Access(keys_file=tmp_path / "none.json"))
@@ -180,7 +200,20 @@ def test_other_pages_are_shut_out() -> None:
             client.get("/v1/models", headers={"origin": "https://evil.example"}),
             client.options("/v1/completions", headers=_preflight("https://evil.example")),
         ):
+            assert error_of(response, 403)["code"] == "origin_not_allowed"
             assert not any(name.startswith("access-control") for name in response.headers)
+
+
+@pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://127.0.0.1", "", "file://"])
+def test_without_keys_no_page_of_another_origin_has_a_text(origin: str) -> None:
+    """Browsers send what a page calls JSON in a request of its own without asking first."""
+    page, engine = "https://chat.example.com", FakeEngine(TOKENS)
+    with client_of(None, engine, only_local=True, cors_origins=(page,)) as client:
+        url, here = "/v1/completions", str(client.base_url)
+        refused = client.post(url, json=COMPLETION, headers={"origin": origin})
+        assert error_of(refused, 403)["code"] == "origin_not_allowed" and not engine.submitted
+        for known in (page, page.upper(), here):
+            assert client.post(url, json=COMPLETION, headers={"origin": known}).status_code == 200
 
 
 def _preflight(origin: str) -> dict[str, str]:
@@ -213,6 +246,21 @@ def test_pages_that_are_named_are_let_in(keys: Keys) -> None:
 def test_origins_that_are_none(origin: str) -> None:
     with pytest.raises(UserError, match="cors_origins"):
         Access(cors_origins=(origin,))
+
+
+@pytest.mark.parametrize("separate", [True, False])
+def test_whose_prompts_share_the_cache(keys: Keys, separate: bool) -> None:
+    users, engine = [keys.add("alice"), keys.add("bob")], FakeEngine(TOKENS)
+    with client_of(keys, engine, separate_caches=separate) as client:
+        for user in (*users, *users):
+            assert client.post("/v1/completions", json=COMPLETION, headers=user).status_code == 200
+    alice, bob, *again = [request.namespace for request in engine.submitted]
+    assert (alice != bob) == separate and again == [alice, bob]
+
+
+def test_caches_are_separate_by_key_alone() -> None:
+    with pytest.raises(UserError, match="separate_caches"):
+        Access(separate_caches=True)
 
 
 def test_draining(keys: Keys) -> None:
@@ -266,7 +314,8 @@ def test_without_keys_it_listens_nowhere_else(host: str, keys: Keys) -> None:
 @pytest.mark.parametrize(
     ("host", "status"),
     [
-        ("localhost", 200), ("localhost:8000", 200), ("127.0.0.1:1", 200), ("[::1]:8000", 200), ("::1", 403),
+        ("localhost", 200), ("localhost:8000", 200), ("LOCALHOST:8000", 200), ("127.0.0.1:1", 200),
+        ("[::1]:8000", 200), ("::1", 403),
         ("rebound.example:8000", 403), ("localhost.evil.com", 403), ("127.0.0.1.evil.com", 403), ("", 403),
         ("localhost:8000@evil.com", 403), ("0.0.0.0:8000", 403),
     ],

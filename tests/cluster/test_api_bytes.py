@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import socket
 import time
@@ -12,14 +13,17 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
+from tokenizers import processors
+from transformers import PreTrainedTokenizerFast
 
 from cluster.api_config import ApiConfig
-from tests.actors.test_detokenizer import byte_level
+from tests.actors.test_detokenizer import byte_level, byte_tokens
 from tests.cluster.api_server import fake_app, serving
 from tests.cluster.fake_engine import FakeEngine, named
 
 SENTENCE = "the quick brown fox jumps over the lazy dog"
 TOKENS = tuple(byte_level().encode(SENTENCE))
+POST = "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
 COMPLETION = {"model": "fake", "prompt": "hello", "max_tokens": len(TOKENS)}
 CHAT: dict[str, Any] = {"model": "fake", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 4}
 
@@ -77,13 +81,40 @@ def test_half_a_character_is_held_back() -> None:
     assert "".join(parts) == "größer 😀größer 😀" and not any("�" in part for part in parts)
 
 
+@pytest.mark.parametrize("kind", [byte_level, byte_tokens])
+@pytest.mark.parametrize("stream", [True, False])
+def test_offsets_are_of_the_text(kind: Callable[[], PreTrainedTokenizerFast], stream: bool) -> None:
+    """Tokens around a text are not in it, and one character may be of several tokens."""
+    tokenizer = copy.deepcopy(kind())
+    begin, prompt = tokenizer.bos_token_id, "Anna größer 😀"
+    around = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", begin)])
+    tokenizer.backend_tokenizer.post_processor = around
+    tokens = tokenizer.encode(" 😀 the fox", add_special_tokens=False)
+    app = fake_app(FakeEngine(tokens), tokenizer=tokenizer)
+    wish = {**COMPLETION, "prompt": prompt, "max_tokens": len(tokens), "logprobs": 0, "echo": True}
+    with serving(app) as url:
+        answer = httpx.post(f"{url}/v1/completions", json={**wish, "stream": stream})
+    parts = [json.loads(line[6:]) for line in answer.text.split("\n\n")[:-2]] if stream else [answer.json()]
+    choices = [part["choices"][0] for part in parts]
+    offsets = [at for choice in choices for at in choice["logprobs"]["text_offset"]]
+
+    def length(tokens: list[int]) -> int:
+        return len(str(tokenizer.decode(tokens)).rstrip("�"))
+
+    (_, *given) = tokenizer.encode(prompt)
+    assert "".join(choice["text"] for choice in choices).startswith(prompt) and length(given) == len(prompt)
+    of_prompt = [length(given[:place]) for place in range(len(given))]
+    of_text = [len(prompt) + length(tokens[:place]) for place in range(len(tokens))]
+    assert offsets == [0, *of_prompt, *of_text]
+
+
 @pytest.mark.parametrize("stream", [True, False])
 def test_who_leaves_ends_what_he_asked_for(stream: bool) -> None:
     engine = FakeEngine(TOKENS, stuck_after=3)
     with serving(fake_app(engine)) as url:
         body = json.dumps({**COMPLETION, "prompt": ["a", "b"], "stream": stream}).encode()
         with socket.create_connection(("127.0.0.1", urlsplit(url).port)) as caller:
-            head = f"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"
+            head = f"{POST}content-length: {len(body)}\r\n\r\n"
             caller.sendall(head.encode() + body)
             if stream:
                 assert caller.recv(12) == b"HTTP/1.1 200"
@@ -91,6 +122,19 @@ def test_who_leaves_ends_what_he_asked_for(stream: bool) -> None:
             assert engine.cancelled == []
         eventually(lambda: len(engine.cancelled) == 2)
     assert {name for name, _ in engine.cancelled} == {one.id for one in engine.submitted}
+
+
+def test_who_stops_reading_keeps_no_place() -> None:
+    engine = FakeEngine(TOKENS)
+    with client_of(engine, max_streams=1, read_timeout_s=0.2) as client:
+        body = json.dumps({**COMPLETION, "max_tokens": 8000, "n": 16, "stream": True}).encode()
+        with socket.socket() as caller:
+            caller.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            caller.connect(("127.0.0.1", client.base_url.port))
+            caller.sendall(f"{POST}content-length: {len(body)}\r\n\r\n".encode() + body)
+            assert caller.recv(12) == b"HTTP/1.1 200"
+            eventually(lambda: len(engine.cancelled) == 1)
+            eventually(lambda: client.post("/v1/completions", json=COMPLETION).status_code == 200)
 
 
 def test_a_stop_string_ends_the_text_at_the_engine() -> None:
@@ -138,6 +182,8 @@ def test_another_kind_of_content(client: httpx.Client) -> None:
     for kind in ("text/plain", "application/x-www-form-urlencoded"):
         response = client.post("/v1/completions", content=b"{}", headers={"content-type": kind})
         assert "application/json" in error_of(response, 415)["message"]
+    response = client.post("/v1/completions", content=json.dumps(COMPLETION))
+    assert "application/json" in error_of(response, 415)["message"]
 
 
 REFUSED = [
@@ -164,6 +210,7 @@ REFUSED = [
     ({"logit_bias": {"1": 1, "2": 1, "3": 1}}, "logit_bias", "array_above_max_length"),
     ({"logit_bias": {"400": 1}}, "logit_bias", "invalid_value"),
     ({"logit_bias": {"x": 1}}, "logit_bias", None),
+    ({"logit_bias": {"12345678901": 1}}, "logit_bias", None),
     ({"logit_bias": {"1": 101}}, "logit_bias", "above_max_value"),
     ({"prompt": ["a", "b", "c"]}, "prompt", "array_above_max_length"),
     ({"prompt": []}, "prompt", "empty_array"),
@@ -173,7 +220,11 @@ REFUSED = [
     ({"prompt": [5, "a"]}, "prompt", "invalid_type"),
     ({"prompt": [5] * 33}, "prompt", "context_length_exceeded"),
     ({"prompt": "a " * 2000}, "prompt", "context_length_exceeded"),
+    ({"prompt": "a" * 9000}, "prompt", "context_length_exceeded"),
     ({"suffix": "x"}, "suffix", "unsupported_parameter"),
+    ({"skip_special_tokens": False}, "skip_special_tokens", "unsupported_parameter"),
+    ({"skip_special_tokens": 1}, "skip_special_tokens", "unsupported_parameter"),
+    ({"chat_template_kwargs": {"a": 1}}, "chat_template_kwargs", "unsupported_parameter"),
     ({"unheard_of": 1}, "unheard_of", "unknown_parameter"),
     ({"stream_options": {"include_usage": True}}, "stream_options", None),
     ({"stream": True, "stream_options": {"x": 1}}, "stream_options.x", "unknown_parameter"),
@@ -226,6 +277,24 @@ def test_limits_are_looked_at_before_work(
     assert (error["param"], error["code"], error["type"]) == (param, code, "invalid_request_error")
 
 
+def test_no_time_is_spent_on_what_is_too_long_at_all(strict: httpx.Client) -> None:
+    text = "a" * 9000
+    for path, body in (
+        ("/tokenize", {"prompt": text}),
+        ("/tokenize", {"messages": [{"role": "user", "content": text}]}),
+        ("/v1/chat/completions", {**CHAT, "messages": [{"role": "user", "content": text}]}),
+    ):
+        assert "yours has 90" in error_of(strict.post(path, json=body), 400)["message"]
+
+
+@pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])
+@pytest.mark.parametrize("tokens", [0, 101])
+def test_the_field_that_was_given_is_to_blame(strict: httpx.Client, name: str, tokens: int) -> None:
+    fields = {**{key: value for key, value in CHAT.items() if key != "max_tokens"}, name: tokens}
+    error = error_of(strict.post("/v1/chat/completions", json=fields), 400)
+    assert error["param"] == name and name in error["message"]
+
+
 MESSAGES = [
     ([], "messages"),
     ([{"role": "user"}], "messages[0].content"),
@@ -245,8 +314,34 @@ def test_messages_that_are_none(client: httpx.Client, messages: Any, param: str)
 
 
 def test_null_is_as_good_as_nothing(client: httpx.Client) -> None:
-    nothing = dict.fromkeys(("n", "stop", "seed", "logprobs", "stream", "logit_bias", "suffix", "top_p"))
+    names = ("n", "stop", "seed", "logprobs", "stream", "logit_bias", "suffix", "top_p", "unheard_of")
+    nothing = dict.fromkeys((*names, "skip_special_tokens"))
     assert client.post("/v1/completions", json={**COMPLETION, **nothing}).status_code == 200
+
+
+def test_what_is_done_anyway_may_be_asked_for(client: httpx.Client) -> None:
+    settled = {
+        "skip_special_tokens": True,
+        "include_stop_str_in_output": False,
+        "add_generation_prompt": True,
+        "continue_final_message": False,
+        "chat_template_kwargs": {},
+        "prompt_cache_retention": "24h",
+        "prompt_cache_key": "a",
+        "safety_identifier": "b",
+        "service_tier": "auto",
+        "metadata": {"c": "d"},
+        "store": False,
+        "user": "e",
+    }
+    assert client.post("/v1/chat/completions", json={**CHAT, **settled}).status_code == 200
+
+
+def test_a_refusal_says_which_value_is_possible(client: httpx.Client) -> None:
+    error = error_of(client.post("/v1/chat/completions", json={**CHAT, "add_generation_prompt": False}), 400)
+    assert "only true is possible" in error["message"]
+    error = error_of(client.post("/v1/completions", json={**COMPLETION, "logit_bias": {"1" * 11: 1}}), 400)
+    assert "1" * 11 in error["message"]
 
 
 def test_a_body_that_is_too_long(strict: httpx.Client) -> None:
@@ -264,7 +359,7 @@ def test_a_body_that_is_too_long(strict: httpx.Client) -> None:
 def test_a_body_that_does_not_come() -> None:
     app = fake_app(FakeEngine(TOKENS), config=ApiConfig(body_timeout_s=0.05))
     with serving(app) as url, socket.create_connection(("127.0.0.1", urlsplit(url).port)) as caller:
-        caller.sendall(b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n{")
+        caller.sendall(f"{POST}content-length: 9\r\n\r\n{{".encode())
         assert caller.recv(12) == b"HTTP/1.1 408"
 
 

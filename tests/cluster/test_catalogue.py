@@ -118,7 +118,7 @@ async def case(models: dict[str, Served], config: ApiConfig | None = None) -> As
         applications=lambda: {name: one.overview for name, one in models.items()},
         replicas=lambda name: Replicas(models[name]),
     )
-    catalogue = ServeCatalogue(config, cluster, NewsPort("127.0.0.1"))
+    catalogue = ServeCatalogue(config, cluster, await NewsPort().open("127.0.0.1"))
     app = create_app(lambda: nullcontext(catalogue), config)
     service: Service = app.state.service
     service.follow(catalogue)

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import copy
+import threading
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import AddedToken, models, normalizers, pre_tokenizers
 
-from builders.errors import UserError
+from builders.errors import BusyError, UserError
 from cluster.api_errors import ApiError
 from cluster.api_requests import ChatBody
 from cluster.chat_messages import messages_of, tools_of
 from cluster.encoder import Encoder
 from cluster.pieces import Pieces
+from cluster.text_bound import longest_token
 from cluster.token_texts import TokenTexts
 from tests.actors.test_detokenizer import CORPUS, byte_level, byte_tokens
 from tests.cluster.test_sentencepiece import train
+from tests.strategies import quick
 
 TEXTS = [*CORPUS[:4], "", "x", " ".join(CORPUS), "half �", "<|turn|> and <s>"]
 
@@ -106,6 +113,73 @@ def test_templates_that_fail(template: str) -> None:
     encoder = Encoder(byte_level(), chat_template=template)
     with pytest.raises(UserError, match="the model's chat template refuses them"):
         asyncio.run(encoder.chat([{"role": "user", "content": "x"}], None))
+
+
+CHANGES = {
+    "kept": (normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]), 1),
+    "composed": (normalizers.NFC(), 4),
+    "left out": (normalizers.Strip(), None),
+    "replaced": (normalizers.Replace("a", ""), None),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_characters_of_a_token(change: str) -> None:
+    tokenizer = copy.deepcopy(byte_level())
+    normalizer, factor = CHANGES[change]
+    tokenizer.backend_tokenizer.normalizer = normalizer
+    longest = max(map(len, tokenizer.get_vocab()))
+    assert longest_token(tokenizer) == (factor and factor * longest)
+
+
+def test_tokens_that_stand_for_any_number_of_characters(tmp_path: Path) -> None:
+    swallows, words, cuts = (copy.deepcopy(byte_level()) for _ in range(3))
+    swallows.add_tokens([AddedToken("<mask>", lstrip=True)])
+    assert len(swallows.encode(" " * 1000 + "<mask>")) == 1
+    words.backend_tokenizer.model = models.WordPiece({"[UNK]": 0}, unk_token="[UNK]")
+    cuts.backend_tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    pieces = Pieces(train(tmp_path, "bpe", "identity"), begins=True)
+    assert [longest_token(one) for one in (swallows, words, cuts, pieces)] == [None] * 4
+    assert longest_token(byte_tokens()) is not None
+
+
+@given(st.text(alphabet="aé😀 \n<s>/|turn日本\u0300\u0313\u0345α", max_size=200))
+@quick
+def test_no_text_is_refused_that_has_few_enough_tokens(text: str) -> None:
+    for tokenizer in (byte_level(), byte_tokens()):
+        longest = longest_token(tokenizer)
+        assert longest and len(text) <= longest * len(tokenizer.encode(text, add_special_tokens=False))
+
+
+def test_a_text_that_has_too_many_tokens_is_not_encoded() -> None:
+    longest = longest_token(byte_level())
+    assert longest
+    encoder = Encoder(byte_level(), chat_template="{{ messages[0].content }}", max_tokens=100)
+    for text in ("x" * (100 * longest + 1), "x" * 4_000_000):
+        with pytest.raises(ApiError) as refused:
+            asyncio.run(encoder.text(text))
+        assert "no token stands for more" in refused.value.message
+        with pytest.raises(ApiError) as refused:
+            asyncio.run(encoder.chat([{"role": "user", "content": text}], None))
+        assert refused.value.code == "context_length_exceeded"
+    assert len(asyncio.run(encoder.text("x" * (100 * longest)))) >= 100
+
+
+def test_only_so_much_waits_for_the_thread() -> None:
+    async def main() -> None:
+        encoder = Encoder(byte_level(), max_inline_chars=1, max_waiting_chars=10)
+        gate = threading.Event()
+        encoder._thread.submit(gate.wait)
+        first = asyncio.ensure_future(encoder.text("a" * 1000))  # alone
+        await asyncio.sleep(0)
+        with pytest.raises(BusyError, match="1000 characters of other texts wait"):
+            await encoder.text("ab")
+        gate.set()
+        assert len(await first) > 0
+        assert len(await encoder.text("abc")) > 0
+        encoder.close()
+
+    asyncio.run(main())
 
 
 def test_a_sentencepiece_model(tmp_path: Path) -> None:

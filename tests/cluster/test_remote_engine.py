@@ -9,19 +9,19 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import pytest
-import zmq
 from ray.exceptions import ActorDiedError
 from ray.serve.exceptions import BackPressureError
 
 from actors.messages import Begun, Request, Tokens, decode
 from actors.sampling_params import SamplingParams
-from builders.errors import BusyError, UserError, WorkerError
+from builders.errors import BusyError, RequestError, UserError, WordsError, WorkerError
 from cluster.engine_client import EngineLoad
 from cluster.local_engine import LocalEngine
 from cluster.remote_engine import RemoteEngine
 from cluster.replica import Card, Replica
-from cluster.wire import Door, NewsPort
+from cluster.wire import Door, NewsPort, Posted
 from tests.cluster.fake_engine import FACTS
 from tests.cluster.test_local_engine import Source
 
@@ -68,7 +68,8 @@ async def _raising(error: BaseException) -> None:
 async def case(source: Source | None = None) -> AsyncIterator[Case]:
     source = source or Source()
     card = Card(facts=FACTS, files={}, chat_template=None, tool_format=None, seconds={})
-    replica, port = Replica(LocalEngine(source, FACTS, max_waiting=4), card), NewsPort(HOST)
+    replica = Replica(LocalEngine(source, FACTS, max_waiting=4), card)
+    port = await NewsPort().open(HOST)
     found = Case(source, replica, port, None, [], [])  # type: ignore[arg-type]
     found.remote = RemoteEngine(FACTS, found.attend, port)
     try:
@@ -102,6 +103,26 @@ def test_news_come_in_order_and_the_call_ends() -> None:
                 assert [one.tokens for one in news if one.index == index] == [(2,), (1,), (0,)]
             await until(lambda: it.calls[0].done())
             assert it.remote.load() == EngineLoad() == it.replica.engine.load()
+
+    asyncio.run(main())
+
+
+def test_tokens_of_another_tokenizer_are_refused() -> None:
+    """Before the engine has anything of it."""
+
+    async def main() -> None:
+        async with case() as it:
+            for words, fits in ((it.replica.card.words, True), ("another", False), ("", True)):
+                remote = RemoteEngine(FACTS, it.attend, it.port, words=words)
+                name = f"from-{words}"
+                if fits:
+                    assert len(await read(remote.submit(request(name)))) == 3
+                else:
+                    steps = it.source.steps
+                    with pytest.raises(WordsError, match="its tokenizer has changed"):
+                        await read(remote.submit(request(name)))
+                    assert it.source.steps == steps
+                await remote.close()
 
     asyncio.run(main())
 
@@ -277,6 +298,27 @@ def test_another_replica_goes_on_where_an_engine_failed() -> None:
     asyncio.run(main())
 
 
+def test_a_request_that_ranks_fail_on_is_not_sent_to_others() -> None:
+    async def main() -> None:
+        async with case() as it:
+            source = Source()
+            blaming = Replica(LocalEngine(source, FACTS), it.replica.card)
+            it.replica.greet(it.port.door)
+
+            async def fails(data: bytes, door: Door) -> None:
+                source.error = RequestError(decode(Request, data).id, "the ranks fail on this request")
+                await blaming.attend(data, door)
+
+            it.ways += [fails, fails]
+            await until(lambda: it.remote.heard_of() == 1)
+            with pytest.raises(RequestError, match="the ranks fail on this request"):
+                await read(it.remote.submit(request()))
+            assert len(it.ways) == 1
+            await blaming.close()
+
+    asyncio.run(main())
+
+
 def test_replicas_are_heard_of_before_any_request() -> None:
     async def main() -> None:
         async with case() as it:
@@ -360,6 +402,27 @@ def test_silence_of_replicas_that_serve_believes_in_is_told(monkeypatch: pytest.
     asyncio.run(main())
 
 
+def test_what_a_replica_has_counted_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long it was silent before it was heard again; and when it is gone, too."""
+
+    async def main() -> None:
+        async with case() as it:
+            await read(it.remote.submit(request()))
+            it.replica.greet(it.port.door)
+            await until(lambda: it.remote.stats().preemptions == 3)
+            monkeypatch.setattr("cluster.replica_reports._SILENT_S", -1.0)
+            assert it.remote.stats().preemptions == 3 and not it.remote.heard_of()
+            monkeypatch.undo()
+            it.replica.greet(it.port.door)
+            await until(it.remote.heard_of)
+            assert it.remote.stats().preemptions == 3
+            monkeypatch.setattr("cluster.replica_reports._SILENT_S", -1.0)
+            monkeypatch.setattr("cluster.replica_reports._MOST_SILENT", 0)
+            assert it.remote.stats().preemptions == 3 == it.remote.stats().preemptions
+
+    asyncio.run(main())
+
+
 def test_an_ingress_that_is_gone_frees_the_engine() -> None:
     async def main() -> None:
         async with case() as it:
@@ -387,14 +450,48 @@ def test_a_model_that_is_taken_away_ends_who_waits_and_nobody_else() -> None:
     asyncio.run(main())
 
 
+def test_where_no_replica_starts_nobody_waits_and_the_first_cause_is_told() -> None:
+    """Until one does."""
+
+    async def main() -> None:
+        async with case(Source(error=WorkerError("rank 1 died"))) as it:
+            it.replica.greet(it.port.door)
+            with pytest.raises(WorkerError, match="rank 1 died"):
+                await read(it.remote.submit(request()))
+            await until(lambda: it.remote.load().failure)
+            await it.replica.close()
+            it.ways.append(never)
+            waiting = it.remote.submit(request("waiting"))
+            it.remote.learn("unhealthy: a file is damaged")
+            why = "^fake: the engine failed: rank 1 died; unhealthy: a file is damaged$"
+            for wish in (lambda: read(waiting), lambda: read(it.remote.submit(request("late")))):
+                with pytest.raises(WorkerError, match=why):
+                    await wish()
+            await until(lambda: it.calls[1].cancelled())
+            it.ways.append(never)
+            it.remote.learn(None)
+            it.remote.submit(request("later"))
+            assert it.remote.load().waiting == 1
+
+    asyncio.run(main())
+
+
+async def never(_request: bytes, _door: Door) -> None:
+    """No replica takes it."""
+    await asyncio.Event().wait()
+
+
 def test_who_does_not_know_the_secret_is_not_heard() -> None:
     async def main() -> None:
         async with case() as it:
-            with zmq.Context() as context, context.socket(zmq.DEALER) as stranger:
-                stranger.setsockopt(zmq.LINGER, 0)
-                stranger.connect(it.port.door.url)
-                stranger.send(b"\x93\x91\xa1a\x90\x90")
-                stranger.send(b"nonsense")
-                assert len(await read(it.remote.submit(request()))) == 3
+            it.source.max_steps = threading.Semaphore(0)
+            stream = it.remote.submit(request())
+            lie = msgspec.msgpack.encode(Posted(news=(Tokens("a", 0, (9,), "stop"),)))
+            reader, writer = await asyncio.open_connection(it.port.door.host, it.port.door.port)
+            writer.write(bytes(16) + len(lie).to_bytes(4) + lie)
+            assert await reader.read() == b""
+            writer.close()
+            it.source.max_steps.release(10**6)
+            assert [one.tokens for one in await read(stream)] == [(2,), (1,), (0,)]
 
     asyncio.run(main())

@@ -134,6 +134,23 @@ def test_an_engine_that_fails(written: io.StringIO, after: int) -> None:
     assert line["status"] == (200 if after else 503)
 
 
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("after", [0, 2])
+def test_a_text_that_cannot_go_on(written: io.StringIO, tmp_path: Path, after: int, stream: bool) -> None:
+    """What was begun is counted and charged, what was refused is not."""
+    keys = Keys(tmp_path / "keys.json")
+    user = keys.add("alice", tokens_per_minute=100)
+    engine = FakeEngine(TOKENS, ends_after=after)
+    with client_of(engine, keys_file=keys.path) as client:
+        wish = {**COMPLETION, "prompt": [5] * 60, "stream": stream}
+        client.post("/v1/completions", json=wish, headers=user)
+        (line,) = lines(written, 1)
+        again = client.post("/v1/completions", json=wish, headers=user)
+    assert line["error"] == "invalid_value" and line["status"] == (200 if stream and after else 400)
+    assert (line["completion_tokens"], line["finish"]) == ((2, ["error"]) if after else (0, []))
+    assert again.status_code == (429 if after else 400)
+
+
 def test_a_mistake_of_the_server(written: io.StringIO) -> None:
     with client_of(FakeEngine(TOKENS, mistake=ZeroDivisionError(SECRET))) as client:
         client.post("/v1/completions", json=COMPLETION)

@@ -70,6 +70,12 @@ def test_names_of_applications(name: str) -> None:
     assert model_name(application_name(name)) == name and "/" not in application_name(name)
 
 
+@pytest.mark.parametrize("options", [{"model": "org/my--model"}, {"model": "x", "name": "my--model"}])
+def test_a_name_that_would_become_another(options: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r"my--model: -- stands for / .* another with --name"):
+        planned(ServeOptions(**options))
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
