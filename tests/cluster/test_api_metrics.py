@@ -168,11 +168,12 @@ def test_names_that_vllms_users_know(load: Load) -> None:
     }  # fmt: skip
 
 
-def queries() -> list[str]:
+def queries(*, of_ray: bool = False) -> list[str]:
     """Of the dashboard, as Grafana would send them."""
-    found = json.loads(DASHBOARD.read_text())
-    targets = [target for panel in found["panels"] for target in panel.get("targets", ())]
-    return [one["expr"].replace("$__rate_interval", "1m").replace("$model", ".+") for one in targets]
+    board = json.loads(DASHBOARD.read_text())
+    targets = [target for panel in board["panels"] for target in panel.get("targets", ())]
+    found = [one["expr"].replace("$__rate_interval", "1m").replace("$model", ".+") for one in targets]
+    return [one for one in found if ("ray_" in one) == of_ray]
 
 
 def problems(query: str, exported: Sequence[Sample]) -> list[str]:
