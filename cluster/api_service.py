@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -27,6 +27,9 @@ class Catalogue(Protocol):
 
     async def renew(self, name: str) -> None:
         """The model has another tokenizer meanwhile, or will have; waits a little."""
+
+    def names(self) -> Mapping[str, int]:
+        """All that there are, those that are not open too, and when each came, in seconds since 1970."""
 
     def problems(self) -> Sequence[str]:
         """Models that cannot answer now, a line for each."""
@@ -74,6 +77,12 @@ class Service:
         if self._catalogue:
             await self._catalogue.renew(model.facts.name)
 
+    @property
+    def closed(self) -> dict[str, int]:
+        """Models that answer once they are open, and when each came."""
+        names = self._catalogue.names() if self._catalogue else {}
+        return {name: came for name, came in names.items() if name not in self.models}
+
     def problems(self) -> list[str]:
         """Why not every model takes requests; nothing where every one does."""
         found = [why for load in self.loads().values() if (why := load.failure or load.recovering)]
@@ -85,9 +94,10 @@ class Service:
         if name is None and len(self.models) == 1:
             return next(iter(self.models.values()))
         if name is None or name not in self.models:
+            there = " or ".join((*self.models, *self.closed))
             raise ApiError(
                 status=404,
-                message=f"The model {(name or '')[:200]!r} does not exist; use {' or '.join(self.models)}",
+                message=f"The model {(name or '')[:200]!r} does not exist; use {there}",
                 param="model",
                 code="model_not_found",
             )

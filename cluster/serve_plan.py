@@ -51,8 +51,8 @@ class Service:
     def url(self) -> str:
         """As a caller on this machine writes it."""
         http = self.schema["http_options"]
-        host = "127.0.0.1" if http["host"] in ("0.0.0.0", "::") else http["host"]
-        return f"http://{host}:{http['port']}"
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(http["host"], http["host"])
+        return f"http://{f'[{host}]' if ':' in host else host}:{http['port']}"
 
     @property
     def wanted(self) -> list[tuple[str, Needs, int]]:

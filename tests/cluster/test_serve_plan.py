@@ -104,6 +104,23 @@ def test_what_the_service_cannot_be_told() -> None:
         service_config({"replicas": 0})
 
 
+def test_where_keys_are_is_the_same_for_every_process() -> None:
+    """Each has a folder of its own that it works in."""
+    config = service_config({"access": {"keys_file": "~/keys.json"}})
+    assert config.access.keys_file == Path.home() / "keys.json"
+    with pytest.raises(UserError, match=r"^access: keys_file=keys.json: must be an absolute path"):
+        service_config({"access": {"keys_file": "keys.json"}})
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [("0.0.0.0", "http://127.0.0.1:80"), ("::1", "http://[::1]:80"), ("::", "http://[::1]:80")],
+)
+def test_the_address_as_callers_write_it(host: str, url: str) -> None:
+    schema = {"http_options": {"host": host, "port": 80}, "applications": []}
+    assert Service(schema=schema, models={}, is_file=False).url == url
+
+
 def test_the_file_that_comes_with_the_project() -> None:
     file = ROOT / "serve_config.yaml"
     models = {app["name"]: app["args"] for app in yaml.safe_load(file.read_text())["applications"][1:]}
