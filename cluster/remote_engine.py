@@ -24,7 +24,6 @@ from cluster.wire import Door, Ended, NewsPort, Report, error_of
 _LATE_S = 10.0
 """How long news may be under way when the call that they belong to has ended."""
 
-
 _LOG = logging.getLogger("ray.serve")
 _MOST_DEATHS, _PAUSE_S = 3, 0.2
 """Replicas that may die with one request, and how long to wait before the next is asked."""
@@ -34,7 +33,6 @@ _FAILING_S = 60.0
 
 _HEARD_S, _SILENT_S = 5.0, 15.0
 """Replicas that have said nothing for so long count no more, and are asked to; and are forgotten."""
-
 
 _MOST_SILENT = 64
 """Replicas of which it is remembered what they had counted, each by itself."""
@@ -162,7 +160,7 @@ class RemoteEngine:
 
     def load(self) -> EngineLoad:
         waiting = len(self._visits) - self._running
-        reports = [*self._heard().values()]
+        reports = self._heard().values()
         why = next((said for one in reports if (said := one.recovering or one.failure)), None)
         failure = self._hopeless_for or (why if reports and all(one.failure for one in reports) else None)
         return EngineLoad(running=self._running, waiting=waiting, failure=failure, recovering=why)
@@ -195,9 +193,8 @@ class RemoteEngine:
         self._failed_last = report.failure
 
     def _forget_silent(self) -> None:
-        now = self._loop.time()
         for sender, (heard, report) in [*self._reports.items()]:
-            if now - heard > _SILENT_S:
+            if self._loop.time() - heard > _SILENT_S:
                 del self._reports[sender]
                 self._silent[sender] = report.stats
         while len(self._silent) > _MOST_SILENT:
@@ -253,7 +250,7 @@ class RemoteEngine:
         """Waits for the end of a call; what killed its replica or its engine, if that is what ended it."""
         assert visit.call is not None, "it has been sent"
         try:
-            await _result(visit.call)
+            await visit.call
         except RayActorError as error:
             return error
         await self._late(visit)
@@ -296,10 +293,6 @@ class RemoteEngine:
         if visit.stream.has_ended and self._visits.pop(visit.request, None) is not None:
             self._running -= visit.stream.has_begun
             self._port.forget(visit.known_as)
-
-
-async def _result(call: Call) -> None:
-    await call
 
 
 def _first_line(error: Exception) -> str:
