@@ -25,11 +25,11 @@ class Catalogue(Protocol):
     async def find(self, name: str | None) -> ServedModel | None:
         """One that is not open yet, once it is; None where there is none of this name."""
 
-    async def renew(self, name: str) -> None:
-        """The model has another tokenizer meanwhile, or will have; waits a little."""
-
     def names(self) -> Mapping[str, int]:
         """All that there are, those that are not open too, and when each came, in seconds since 1970."""
+
+    async def renew(self, name: str) -> None:
+        """The model has another tokenizer meanwhile, or will have; waits a little."""
 
     def problems(self) -> Sequence[str]:
         """Models that cannot answer now, a line for each."""
@@ -72,16 +72,16 @@ class Service:
             return model
         return self.model(name)
 
-    async def renew(self, model: ServedModel) -> None:
-        """Its tokens were refused: it is to be found again."""
-        if self._catalogue:
-            await self._catalogue.renew(model.facts.name)
-
     @property
     def closed(self) -> dict[str, int]:
         """Models that answer once they are open, and when each came."""
         names = self._catalogue.names() if self._catalogue else {}
         return {name: came for name, came in names.items() if name not in self.models}
+
+    async def renew(self, model: ServedModel) -> None:
+        """Its tokens were refused: it is to be found again."""
+        if self._catalogue:
+            await self._catalogue.renew(model.facts.name)
 
     def problems(self) -> list[str]:
         """Why not every model takes requests; nothing where every one does."""

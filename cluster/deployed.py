@@ -19,7 +19,7 @@ from ray.exceptions import RayError
 from ray.serve._private.client import ServeControllerClient
 from ray.serve.context import _get_global_client
 from ray.serve.exceptions import RayServeException
-from ray.serve.schema import ApplicationStatus, ServeDeploySchema
+from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview, ServeDeploySchema
 
 from builders.errors import RankforgeError, WorkerError
 from cluster.catalogue import MODEL, RUNNING
@@ -63,9 +63,8 @@ def deployed(
         names = [app["name"] for app in service.schema["applications"]]
         ours = [name for name in names if name not in before.applications]
         if has_answered or not is_own:
-            is_all = not before.proxies
-            _drain(service, ours, drain_s if has_answered else 0, notes, is_all=is_all)
-            if is_all:
+            _drain(service, ours, drain_s if has_answered else 0, notes, is_all=not before.proxies)
+            if not before.proxies:
                 serve.shutdown()
 
 
@@ -168,9 +167,9 @@ def _until_ready(service: Service, notes: TextIO) -> None:
             status = found[name].status
             if status == ApplicationStatus.DEPLOY_FAILED:
                 raise _failure(name, found[name])
-            if said.get(name) != status.value:
-                said[name] = status.value
-                print(f"{name}: {status.value.lower().replace('_', ' ')}", file=notes, flush=True)
+            if said.get(name) != (state := _state(found[name])):
+                said[name] = state
+                print(f"{name}: {state}", file=notes, flush=True)
             if status == ApplicationStatus.RUNNING:
                 waiting.discard(name)
                 if name in service.models:
@@ -182,6 +181,13 @@ def _until_ready(service: Service, notes: TextIO) -> None:
             said[service.api] = why
             print(f"{service.api}: {why}", file=notes, flush=True)
         time.sleep(_LOOK_S)
+
+
+def _state(app: ApplicationStatusOverview) -> str:
+    """With what Serve says of it, such as what it waits for."""
+    message = app.deployments[MODEL].message if MODEL in app.deployments else app.message
+    said = " ".join(message.split())[:500]
+    return f"{app.status.value.lower().replace('_', ' ')}{': ' if said else ''}{said}"
 
 
 def _failure(name: str, status: Any) -> RankforgeError:

@@ -172,8 +172,7 @@ class RemoteEngine:
         """Why no replica starts, as far as Serve says, where none runs; or that it is not so."""
         self._hopeless_for = None
         if hopeless:
-            failed = self.reports.failed_last
-            first = f"{failed}; " if failed else f"{self._facts.name}: "
+            first = f"{self.reports.failed_last}; " if self.reports.failed_last else f"{self._facts.name}: "
             self._give_up(f"{first}{hopeless}")
 
     def _give_up(self, why: str) -> None:

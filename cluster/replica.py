@@ -63,7 +63,8 @@ class Replica:
     """For one event loop. Every request is a call of Serve's that lasts as long as the request."""
 
     def __init__(self, engine: LocalEngine, card: Card, whereabouts: str = "") -> None:
-        self.engine, self.card, self._words, self._whereabouts = engine, card, card.words, whereabouts
+        self.engine, self.card, self._words = engine, card, card.words
+        self._whereabouts = whereabouts
         self._lines: dict[bytes, NewsLine] = {}
         self._reporting = asyncio.get_running_loop().create_task(self._report())
 

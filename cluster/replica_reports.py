@@ -74,7 +74,8 @@ class Reports:
         _, report = self._last.pop(sender, (0.0, None))
         if report:
             self._gone = continued(self._gone, report.stats)
-        self._died = f"{self._named(report)}: {cause_of(lost)}"
+        if report or not self._died:  # each of its requests tells of it, the first with where it was
+            self._died = f"{self._named(report)}: {cause_of(lost)}"
 
     def stats(self) -> EngineStats:
         """Of all replicas that there were."""

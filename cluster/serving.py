@@ -38,6 +38,7 @@ from cluster.engine_maker import Made, found, made, needs
 from cluster.placement import Needs, Plan, bundles_of
 from cluster.remote_engine import Attend, Call
 from cluster.replica import Card, Replica, open_replica
+from cluster.replica_start import placed_s, started_s
 from cluster.request_log import log_requests_to
 from cluster.serve_config import (
     ModelConfig,
@@ -48,7 +49,6 @@ from cluster.serve_config import (
     service_config,
 )
 from cluster.serve_state import applications
-from cluster.start_phases import placed_s, started_s
 from cluster.wire import Door
 
 API_DEPLOYMENT = "Api"

@@ -347,27 +347,6 @@ def test_a_replica_that_is_gone_is_not_believed(monkeypatch: pytest.MonkeyPatch)
     asyncio.run(main())
 
 
-def test_what_a_replica_has_counted_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However long it was silent before it was heard again; and when it is gone, too."""
-
-    async def main() -> None:
-        async with case() as it:
-            await read(it.remote.submit(request()))
-            it.replica.greet(it.port.door)
-            await until(lambda: it.remote.stats().preemptions == 3)
-            monkeypatch.setattr("cluster.replica_reports._SILENT_S", -1.0)
-            assert it.remote.stats().preemptions == 3 and not it.remote.heard_of()
-            monkeypatch.undo()
-            it.replica.greet(it.port.door)
-            await until(it.remote.heard_of)
-            assert it.remote.stats().preemptions == 3
-            monkeypatch.setattr("cluster.replica_reports._SILENT_S", -1.0)
-            monkeypatch.setattr("cluster.replica_reports._MOST_SILENT", 0)
-            assert it.remote.stats().preemptions == 3 == it.remote.stats().preemptions
-
-    asyncio.run(main())
-
-
 def test_a_replica_that_died_is_told_of_at_once() -> None:
     """Where it was and how it ended, until another one is there."""
     died = ActorDiedError()
@@ -419,6 +398,27 @@ def test_silence_of_replicas_that_serve_believes_in_is_told(monkeypatch: pytest.
             await until(lambda: "its replica: has not been heard of" in (it.remote.load().recovering or ""))
             it.remote.reports.expect(0, is_sound=True)  # it was one too many
             assert it.remote.load().recovering is None
+
+    asyncio.run(main())
+
+
+def test_what_a_replica_has_counted_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long it was silent before it was heard again; and when it is gone, too."""
+
+    async def main() -> None:
+        async with case() as it:
+            await read(it.remote.submit(request()))
+            it.replica.greet(it.port.door)
+            await until(lambda: it.remote.stats().preemptions == 3)
+            monkeypatch.setattr("cluster.replica_reports._SILENT_S", -1.0)
+            assert it.remote.stats().preemptions == 3 and not it.remote.heard_of()
+            monkeypatch.undo()
+            it.replica.greet(it.port.door)
+            await until(it.remote.heard_of)
+            assert it.remote.stats().preemptions == 3
+            monkeypatch.setattr("cluster.replica_reports._SILENT_S", -1.0)
+            monkeypatch.setattr("cluster.replica_reports._MOST_SILENT", 0)
+            assert it.remote.stats().preemptions == 3 == it.remote.stats().preemptions
 
     asyncio.run(main())
 

@@ -95,26 +95,6 @@ def requests_of(family: list[psutil.Process]) -> list[dict[str, Any]]:
     return [json.loads(line) for file in files for line in file.read_text().splitlines()]
 
 
-def test_a_cluster_that_was_there_stays(made: Made) -> None:
-    """The model goes with the command, and another address than the one that is served at is refused."""
-    port, engine = free_port(), made.engine("one")
-    with own_ray(mode="disabled", num_cpus=8) as ray:
-        options = ["--address", ray.address, "--name"]
-        with rankforge_serve(engine, *options, "tiny", "--port", port, env=ray.env) as (process, said):
-            url, body = said[-1].split()[1], json.loads(said[-1].split("-d ")[1].strip().strip("'"))
-            assert httpx.post(url, json=body).json()["usage"]["completion_tokens"] > 0
-            done = ray.run("-m", "cluster", "serve", engine, *options, "more", "--port", free_port())
-            assert done.returncode == 2 and f"at --host=127.0.0.1 --port={port}; use these" in done.stderr
-            process.send_signal(signal.SIGTERM)
-            assert process.wait(100) == 128 + signal.SIGTERM
-        with pytest.raises(httpx.ConnectError):
-            httpx.get(f"http://127.0.0.1:{port}/health")
-        assert ray.run("-c", JOIN, ray.address).returncode == 0
-
-
-JOIN = "import sys, ray; ray.init(sys.argv[1]); assert not ray.util.list_named_actors(True)"
-
-
 def test_two_services_of_a_machine_never_answer_for_each_other(made: Made) -> None:
     """Not even while one has no process that answers: HAProxy asks a proxy of Serve's then."""
     mine, other, engine = free_port(), free_port(), made.engine("one")
@@ -142,6 +122,26 @@ def models_at(port: int) -> list[str]:
     except httpx.TransportError:
         return []
     return [one["id"] for one in answer.json()["data"]] if answer.status_code == 200 else []
+
+
+def test_a_cluster_that_was_there_stays(made: Made) -> None:
+    """The model goes with the command, and another address than the one that is served at is refused."""
+    port, engine = free_port(), made.engine("one")
+    with own_ray(mode="disabled", num_cpus=8) as ray:
+        options = ["--address", ray.address, "--name"]
+        with rankforge_serve(engine, *options, "tiny", "--port", port, env=ray.env) as (process, said):
+            url, body = said[-1].split()[1], json.loads(said[-1].split("-d ")[1].strip().strip("'"))
+            assert httpx.post(url, json=body).json()["usage"]["completion_tokens"] > 0
+            done = ray.run("-m", "cluster", "serve", engine, *options, "more", "--port", free_port())
+            assert done.returncode == 2 and f"at --host=127.0.0.1 --port={port}; use these" in done.stderr
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(100) == 128 + signal.SIGTERM
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(f"http://127.0.0.1:{port}/health")
+        assert ray.run("-c", JOIN, ray.address).returncode == 0
+
+
+JOIN = "import sys, ray; ray.init(sys.argv[1]); assert not ray.util.list_named_actors(True)"
 
 
 def test_serve_deploy_takes_the_same_file(made: Made, tmp_path: Path) -> None:

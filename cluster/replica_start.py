@@ -1,4 +1,4 @@
-"""How long a replica took to begin, as its own process can tell."""
+"""What a replica's start takes before its own code runs."""
 
 from __future__ import annotations
 
