@@ -14,6 +14,7 @@ from actors.cache_size import cache_limits, num_blocks
 from actors.generator import Generator, Pace
 from actors.rank_worker import RankSetup
 from actors.ranks import Ranks, SoloRank
+from actors.ray_start import start_ray
 from actors.scheduler import Scheduler
 from builders.engine_manifest import EngineManifest, read_engine
 from builders.errors import EngineError
@@ -90,7 +91,7 @@ def _group(
     if options.address is None:
         if not ray.is_initialized():
             cpus = max(os.cpu_count() or 1, math.ceil(actors * room.num_cpus))
-            ray.init(address="local", num_cpus=cpus, log_to_driver=False, include_dashboard=False)
+            start_ray(num_cpus=cpus)
         _check_room(engine_dir, {name: actors * each for name, each in room.bundle.items()})
     elif not ray.is_initialized():
         ray.init(address=options.address, log_to_driver=False)

@@ -77,8 +77,9 @@ class RankGroup:
         """Have every rank compute a step; begins this process's own part of it."""
         self._vigil.check()
         data = encode(order)
-        for rank in self._ranks:
-            self._head.send(rank, data)
+        with self._explained():  # a rank that has raised hears nothing any more
+            for rank in self._ranks:
+                self._head.send(rank, data)
         self._vigil.began(order.plan.step)
         if self._worker is not None:
             with self._explained(), _Own(self._here):

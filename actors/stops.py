@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
 from typing import Literal
+
+from msgspec import Struct
 
 from actors.detokenizer import Detokenizer, Words
 from actors.sampling_params import SamplingParams
@@ -14,8 +15,7 @@ FinishReason = Literal["stop", "length"]
 """As OpenAI names them."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Piece:
+class Piece(Struct, frozen=True, kw_only=True):
     """What a token adds to its text."""
 
     text: str = ""
@@ -40,6 +40,8 @@ class StopStrings:
 
     def add(self, text: str, *, may_end: bool = True) -> tuple[str, str | None]:
         """What is certainly text, and the stop string that ends it. Where it may not end, stops are text."""
+        if not self._stops:
+            return text, None
         self._held += text
         start = len(self._held) - len(text)
         for end, character in enumerate(text, start + 1):

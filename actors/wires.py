@@ -15,7 +15,7 @@ import msgspec
 import zmq
 
 from actors.messages import Beat, decode, encode
-from builders.errors import WorkerError
+from builders.errors import PeerError
 
 POLL_S = 0.05
 """How long the head listens before it looks at other things."""
@@ -59,7 +59,7 @@ class Head:
         try:
             self._orders.send_multipart((_identity(self._secret, rank), data))
         except zmq.ZMQError as error:
-            raise WorkerError(f"rank {rank}: does not take its orders ({error})") from error
+            raise PeerError(f"rank {rank}: does not take its orders ({error})") from error
 
     def receive(self) -> bytes | None:
         """The next answer; None if there is none for `POLL_S`, or what comes is not from a rank."""

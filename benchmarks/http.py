@@ -89,7 +89,7 @@ def serving(kind: str) -> Iterator[Server]:
         process.terminate()
 
 
-def request_of(path: str, body: dict[str, object], key: str) -> bytes:
+def request_of(path: str, body: dict[str, object], key: str = "none") -> bytes:
     data = json.dumps(body).encode()
     head = f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\nconnection: close\r\n"
     head += f"authorization: Bearer {key}\r\n"

@@ -58,8 +58,9 @@ class InstantSource:
 
     limits, eos = FACTS.limits, FACTS.eos
 
-    def __init__(self, tokens: Sequence[int]) -> None:
-        self._next = cycle(tokens)
+    def __init__(self, tokens: Sequence[int], step_s: float = 0) -> None:
+        """What a step takes is spent on a device that is not this processor."""
+        self._next, self._step_s = cycle(tokens), step_s
         self._left: dict[str, int] = {}
 
     @property
@@ -73,7 +74,7 @@ class InstantSource:
         self._left.pop(request, None)
 
     def step(self) -> list[Tokens]:
-        time.sleep(0)  # lets other threads run, as every wait for a device does
+        time.sleep(self._step_s)  # lets other threads run, as every wait for a device does
         news = [self._token(request) for request in self._left]
         self._left = {request: left - 1 for request, left in self._left.items() if left > 1}
         return news

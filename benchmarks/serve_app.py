@@ -9,12 +9,11 @@ from pathlib import Path
 
 from ray import serve
 
-from actors.messages import Tokens
 from benchmarks.http_server import InstantSource
 from cluster.catalogue import MODEL
 from cluster.local_engine import LocalEngine
 from cluster.replica import Card, Replica
-from cluster.serving import ENVIRONMENT
+from cluster.serving import ENVIRONMENT, log_with_serve
 from cluster.wire import Door
 from tests.actors.test_detokenizer import CORPUS, byte_level
 from tests.cluster.fake_engine import FACTS
@@ -22,28 +21,21 @@ from tests.cluster.fake_engine import FACTS
 TEMPLATE = "{{ messages[0].content }}"
 
 
-class PacedSource(InstantSource):
-    """Every step takes so long, on a device that is not this processor."""
-
-    def __init__(self, step_s: float) -> None:
-        super().__init__(byte_level().encode(" ".join(CORPUS)))
-        self._step_s = step_s
-
-    def step(self) -> list[Tokens]:
-        if self._step_s:
-            time.sleep(self._step_s)
-        return super().step()
+def source(step_s: float) -> InstantSource:
+    return InstantSource(byte_level().encode(" ".join(CORPUS)), step_s)
 
 
 class FakeModel:
     """What `cluster.serving.Model` does, over a source that computes nothing."""
 
     async def __init__(self, step_s: float) -> None:  # type: ignore[misc]
-        engine = LocalEngine(PacedSource(step_s), FACTS, max_waiting=10**6)
+        log_with_serve()
+        engine = LocalEngine(source(step_s), FACTS, max_waiting=10**6)
         with tempfile.TemporaryDirectory() as folder:
             byte_level().save_pretrained(folder)
             files = {f"tokenizer/{file.name}": file.read_bytes() for file in Path(folder).iterdir()}
-        self._replica = Replica(engine, Card(facts=FACTS, files=files, chat_template=TEMPLATE, seconds={}))
+        card = Card(facts=FACTS, files=files, chat_template=TEMPLATE, tool_format=None, seconds={})
+        self._replica = Replica(engine, card)
 
     async def attend(self, request: bytes, door: Door) -> None:
         await self._replica.attend(request, door)
@@ -65,7 +57,7 @@ async def direct_first_ms(count: int = 200) -> float:
     from actors.messages import Request
     from actors.sampling_params import SamplingParams
 
-    engine = LocalEngine(PacedSource(0), FACTS, max_waiting=10**6)
+    engine = LocalEngine(source(0), FACTS, max_waiting=10**6)
     times = []
     for number in range(count):
         start = time.perf_counter()

@@ -9,6 +9,7 @@ RankforgeError
 │   └── EngineError      an engine that cannot be built for its target or run here; names the reason
 ├── JobCancelled         work that somebody has asked to stop (exit code 1)
 ├── BusyError            no room now; the same may be taken later
+│   └── WordsError       tokens of another tokenizer than the engine's; encode again
 ├── AccuracyError        a model that is worse than was asked for; names measure and threshold (exit code 1)
 └── WorkerError          a rank's worker died or raised; names the rank and the cause (exit code 1)
     ├── PeerError        a wait for other ranks that ended without them; names those that were missing
@@ -50,6 +51,10 @@ class JobCancelled(RankforgeError):
 
 class BusyError(RankforgeError):
     """Refused for now: everything that may be under way or wait is; the message says what is full."""
+
+
+class WordsError(BusyError):
+    """Tokens that another tokenizer made than the one that the engine has now."""
 
 
 class AccuracyError(RankforgeError):

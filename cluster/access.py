@@ -26,6 +26,8 @@ class Access:
     only_local: bool = False
     """Without keys: requests that name another host than this machine are refused, as a page makes them that
     has given its own name this machine's address. `bound` says where."""
+    insecure: bool = False
+    """Without keys: whoever reaches the port may use the server, wherever it listens."""
     separate_caches: bool = False
     """Prompts of one key find in the engine's cache what came with the same key, and nothing else: how fast
     an answer begins, and its `cached_tokens`, say nothing of other callers' prompts."""
@@ -46,12 +48,15 @@ class Access:
 
 def bound(access: Access, host: str, *, insecure: bool = False) -> Access:
     """Of a server that listens at this host. One that asks for no key is not to be reached by others."""
-    if access.keys_file is not None or insecure:
+    if access.keys_file is not None:
         return access
+    if insecure or access.insecure:
+        return replace(access, insecure=True)
     if not is_loopback(host):
         raise UserError(
             f"--host {host}: without API keys a server listens on loopback alone; name a --keys_file "
-            "(`rankforge keys add` makes one), or say --insecure"
+            "(`rankforge keys add` makes one), or say --insecure (in a file, `access: {keys_file: ...}` or "
+            "`access: {insecure: true}` of the API)"
         )
     return replace(access, only_local=True)
 

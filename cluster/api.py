@@ -36,9 +36,14 @@ Opening = Callable[[], AbstractAsyncContextManager[Sequence[ServedModel] | Catal
 """Opens the models when the application starts, in its event loop, and closes them when it ends."""
 
 
-def create_app(opening: Opening, config: ApiConfig, *, access: Access | None = None) -> Starlette:
-    """An ASGI application; requests are taken when the models are open."""
-    access = access or Access()
+def create_app(
+    opening: Opening, config: ApiConfig, *, access: Access | None = None, processes: int = 1
+) -> Starlette:
+    """An ASGI application; requests are taken when the models are open.
+
+    It is one of several `processes` that share what is to be limited.
+    """
+    access, config = access or Access(), config.shared_by(processes)
     service = Service(config, log_prompts=access.log_prompts, separate_caches=access.separate_caches)
     plain = Plain(service)
 
@@ -69,7 +74,7 @@ def create_app(opening: Opening, config: ApiConfig, *, access: Access | None = N
     return Starlette(
         routes=routes,
         lifespan=lifespan,
-        middleware=_middleware(access, service),
+        middleware=_middleware(access, service, processes),
         exception_handlers={
             ApiError: _refused,
             RankforgeError: _refused,
@@ -80,13 +85,14 @@ def create_app(opening: Opening, config: ApiConfig, *, access: Access | None = N
     )
 
 
-def _middleware(access: Access, service: Service) -> list[Middleware]:
+def _middleware(access: Access, service: Service, processes: int) -> list[Middleware]:
     """From the outside in. What a browser asks before it sends a key is answered without one."""
     found = [Middleware(Watch, service.counts, is_logged=access.log_requests)]
     if access.cors_origins:
         found.append(Middleware(CORSMiddleware, allow_origins=access.cors_origins, **_CORS))
     if access.keys_file:
-        return [*found, Middleware(Guard, Keyring(access.keys_file), open_metrics=access.open_metrics)]
+        keys = Keyring(access.keys_file, processes=processes)
+        return [*found, Middleware(Guard, keys, open_metrics=access.open_metrics)]
     return [*found, Middleware(Keyless, only_local=access.only_local, origins=access.cors_origins)]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from builders.errors import UserError
 
@@ -51,6 +51,11 @@ class ApiConfig:
     """Texts up to this are encoded where requests are served, longer ones in a thread beside."""
     max_encoding_chars: int = 8 * 1024 * 1024
     """Of texts that wait for that thread; one that is alone there may have more."""
+
+    def shared_by(self, processes: int) -> ApiConfig:
+        """What each of several processes takes, so that all of them take no more than this: rounded up."""
+        shares = {name: -(-getattr(self, name) // processes) for name in ("max_streams", "max_waiting")}
+        return replace(self, **shares)
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():

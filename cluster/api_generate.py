@@ -14,7 +14,7 @@ from msgspec import UNSET, Struct, UnsetType
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
-from builders.errors import RankforgeError
+from builders.errors import RankforgeError, WordsError
 from cluster.answering import Answering, Wish
 from cluster.api_answers import Usage
 from cluster.api_body import read_body
@@ -36,6 +36,8 @@ from cluster.tools import held_chat
 
 BodyT = TypeVar("BodyT", ChatBody, CompletionBody)
 
+_RENEWAL_S = 60.0
+"""So long replicas may differ in their tokenizers."""
 _DONE = b"data: [DONE]\n\n"
 
 
@@ -96,9 +98,20 @@ class Generate(Generic[BodyT]):
             raise api_error(error, self._service.config.retry_after_s) from error
 
     async def _answer(self, body: BodyT, send: Send, record: RequestRecord) -> None:
+        """From the start again, where the model got another tokenizer meanwhile: nothing is sent then."""
+        deadline = time.monotonic() + _RENEWAL_S
+        while True:
+            model = await self._service.found(body.model)
+            try:
+                return await self._answer_by(model, body, send, record)
+            except WordsError:
+                if time.monotonic() > deadline:
+                    raise
+                await self._service.renew(model)
+
+    async def _answer_by(self, model: ServedModel, body: BodyT, send: Send, record: RequestRecord) -> None:
         """Limits first, then the prompts, then the engine."""
         service, kind = self._service, self._kind
-        model = await service.found(body.model)
         record.model, record.prompt = model.facts.name, service.logged(getattr(body, kind.field))
         choice = choice_of(body, service.config, model.facts)
         if held := kind.held_to(body, model, service.config):

@@ -16,6 +16,7 @@ from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta, Struct
+from msgspec.structs import replace
 
 from builders.errors import UserError
 
@@ -42,6 +43,12 @@ class KeyRecord(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, o
     """Of prompts and answers together."""
     max_concurrent: Positive | None = None
     """Requests under way at once."""
+
+    def shared_by(self, processes: int) -> KeyRecord:
+        """What each of several processes grants, so that all of them grant no more than this: rounded up."""
+        limits = ("requests_per_minute", "tokens_per_minute", "max_concurrent")
+        given = {name: most for name in limits if (most := getattr(self, name)) is not None}
+        return replace(self, **{name: -(-most // processes) for name, most in given.items()})
 
     def is_of(self, key: str) -> bool:
         """Takes as long whatever differs."""

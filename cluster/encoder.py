@@ -110,7 +110,7 @@ class Encoder:
         self._count(size)
         job = self._thread.submit(work)
         job.add_done_callback(lambda _: self._count(-size))
-        tokens = await asyncio.wrap_future(job)
+        tokens: list[int] = await asyncio.wrap_future(job)
         return tuple(tokens)
 
     def _count(self, size: int) -> None:

@@ -28,18 +28,26 @@ class Made:
     """What making it took, by phase; nothing where it was there before."""
 
 
+def found(config: ModelConfig) -> Made | None:
+    """The engine that the model is, if it is one."""
+    folder = Path(config.model).expanduser()
+    if kind_of(config) != EngineManifest.format.name:
+        return None
+    engine_of(folder, None)
+    check_words(config, folder)
+    return Made(folder=folder)
+
+
 def made(config: ModelConfig) -> Made:
     """Converts and builds what the store lacks. Several processes may do so at once."""
-    kind, folder = _kind(config), Path(config.model).expanduser()
-    if kind == EngineManifest.format.name:
-        engine_of(folder, None)
-        _check_words(config, folder)
-        return Made(folder=folder)
+    if there := found(config):
+        return there
+    kind, folder = kind_of(config), Path(config.model).expanduser()
     source = "checkpoint_dir" if kind == Manifest.format.name else "model_dir"
     options = config.options(**{source: folder if source == "checkpoint_dir" else config.model})
     result = build(options, LineReporter(sys.stderr, as_json=False))
     seconds = result.seconds
-    _check_words(config, options.output_dir)
+    check_words(config, options.output_dir)
     return Made(
         folder=options.output_dir,
         seconds={
@@ -51,13 +59,13 @@ def made(config: ModelConfig) -> Made:
 
 def needs(config: ModelConfig) -> Needs:
     """What its ranks take, as far as is known before the engine is there."""
-    kind, folder = _kind(config), Path(config.model).expanduser()
+    kind, folder = kind_of(config), Path(config.model).expanduser()
     if kind == EngineManifest.format.name:
         if config.build:
             given = ", ".join(sorted(config.build))
             raise UserError(f"build: {given}: {config.model} is an engine already; leave them out")
         engine = engine_of(folder, None)
-        _check_words(config, folder)
+        check_words(config, folder)
         return _needs_of(config, engine.checkpoint, engine.target)
     if folder.is_absolute() and not folder.exists():
         raise UserError(f"model={config.model}: no such folder")
@@ -75,18 +83,24 @@ def needs(config: ModelConfig) -> Needs:
     )
 
 
-def _check_words(config: ModelConfig, engine_dir: Path) -> None:
+def check_words(config: ModelConfig, made_dir: Path) -> None:
     """The API takes and gives texts."""
-    named, folder = config.tokenizer_dir, engine_dir / "tokenizer"
+    named, folder = config.tokenizer_dir, made_dir / "tokenizer"
     if named is not None and not named.is_dir():
         raise UserError(f"tokenizer_dir={named}: no such folder")
     if named is None and not folder.is_dir():
-        raise UserError(
-            f"{config.model}: has no tokenizer, and serves texts; name a folder with one: tokenizer_dir"
-        )
+        raise mute(config)
 
 
-def _kind(config: ModelConfig) -> str | None:
+def mute(config: ModelConfig) -> UserError:
+    """Of a model without a tokenizer."""
+    return UserError(
+        f"{config.model}: has no tokenizer, and serves texts; name a folder with one: tokenizer_dir"
+    )
+
+
+def kind_of(config: ModelConfig) -> str | None:
+    """An engine or a checkpoint of ours, or None: then it is to be converted first."""
     return format_of(Path(config.model).expanduser())
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from msgspec import Struct
+
 from actors.detokenizer import Words
 from actors.messages import Logprobs, Tokens
 from actors.sampling_params import SamplingParams
@@ -13,8 +15,7 @@ Scored = tuple[int, Logprobs]
 """A token and how likely it was."""
 
 
-@dataclass(frozen=True, slots=True)
-class Growth:
+class Growth(Struct, frozen=True):
     """What is new of a text."""
 
     text: str

@@ -1,6 +1,6 @@
 """What one key may use, and how much of it is used: requests and tokens by the minute, requests at once.
 
-Counted in this process: several that serve the same keys grant each of these limits once each.
+Counted in this process: of several that serve the same keys each grants its share.
 """
 
 from __future__ import annotations

@@ -22,8 +22,11 @@ _Stamp = tuple[int, int, int] | None
 class Keyring:
     """For one event loop. A file that cannot be read any more lets nobody in until it can."""
 
-    def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic) -> None:
-        self._path, self._clock = path, clock
+    def __init__(
+        self, path: Path, clock: Callable[[], float] = time.monotonic, *, processes: int = 1
+    ) -> None:
+        """`processes` serve the same keys, each with its share of their limits."""
+        self._path, self._clock, self._processes = path, clock, processes
         self._stamp = _stamp(path)
         self._uses = self._known = self._used(read_keys(path), {})
         self._looked_s = clock()
@@ -62,7 +65,8 @@ class Keyring:
     def _used(self, records: tuple[KeyRecord, ...], before: Mapping[str, KeyUse]) -> dict[str, KeyUse]:
         """What has been used of those that were known stays used, though nobody was let in meanwhile."""
         found = {}
-        for record in records:
+        for whole in records:
+            record = whole.shared_by(self._processes)
             use = before.get(record.id) or KeyUse(record, self._clock)
             use.record = record
             found[record.id] = use

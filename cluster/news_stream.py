@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from asyncio import AbstractEventLoop, Future
+from collections.abc import Callable
 
 from actors.messages import Tokens
 from cluster.engine_client import Batch
@@ -17,6 +18,7 @@ class NewsStream:
         self._news: list[Tokens] = []
         self._error: Exception | None = None
         self._reader: Future[None] | None = None
+        self._passed_to: Callable[[Batch], None] | None = None
         self.has_begun = False
         """A token has come."""
 
@@ -34,6 +36,18 @@ class NewsStream:
         taken, self._news = self._news, []
         return taken
 
+    async def passed_to(self, take: Callable[[Batch], None]) -> None:
+        """All news at once to one that never waits: its reader wakes up when there are no more."""
+        self._passed_to = take
+        if self._news:
+            taken, self._news = self._news, []
+            take(taken)
+        while not self.has_ended:
+            self._reader = self._loop.create_future()
+            await self._reader
+        if self._error:
+            raise self._error
+
     @property
     def has_ended(self) -> bool:
         """Nothing more will come."""
@@ -44,10 +58,14 @@ class NewsStream:
         if news.index not in self._open or self._error:
             return
         self.has_begun = True
-        self._news.append(news)
         if news.finish:
             self._open.discard(news.index)
-        self._wake()
+        if self._passed_to:
+            self._passed_to((news,))
+        else:
+            self._news.append(news)
+        if self.has_ended or not self._passed_to:
+            self._wake()
 
     def cancel(self, index: int | None) -> None:
         """Expect no more of a text, or of any."""

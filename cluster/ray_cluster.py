@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-import signal
 import socket
-import threading
-from typing import Any, TextIO
+from typing import TextIO
 
+from actors.ray_start import signals_kept, start_ray
 from builders.errors import UserError
 from cluster.ray_token import Door, door, open_door
-from cluster.settings import RAY_ADDRESS, ray_address
+from cluster.settings import RAY_ADDRESS, ray_address, ray_speaks_tls
 
 _ADDRESS = re.compile(r"(?P<host>[^:/\s]+|\[[0-9a-fA-F:.]+\]):(?P<port>[0-9]{1,5})")
 LOCAL = "local"
@@ -47,19 +46,24 @@ def connect(address: str, *, named: str = "--address") -> None:
         _check(address, named)
     import ray  # takes a second, which nobody else needs to wait
 
-    if address not in ("auto", LOCAL) and (what := _MISFITS.get(door(address))):
-        raise UserError(f"{named}={address}: the cluster {what}")
-    heard = signal.getsignal(signal.SIGTERM)
+    if address not in ("auto", LOCAL):
+        _check_door(address, named)
     try:
         if not ray.is_initialized():
-            alone: dict[str, Any] = {"include_dashboard": False} if address == LOCAL else {}
-            ray.init(address=address, log_to_driver=False, **alone)
+            _init(address)
         silence()
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise _refused(address, named, " ".join(str(error).split())) from error
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, heard)  # Ray has put one of its own in its place
+
+
+def _init(address: str) -> None:
+    import ray
+
+    if address == LOCAL:
+        start_ray()
+        return
+    with signals_kept():
+        ray.init(address=address, log_to_driver=False)
 
 
 def silence() -> None:
@@ -88,6 +92,14 @@ def _check(address: str, named: str) -> None:
         socket.create_connection((found["host"].strip("[]"), int(found["port"])), _WAIT_S).close()
     except OSError as error:
         raise _refused(address, named, error.strerror or str(error)) from error
+
+
+def _check_door(address: str, named: str) -> None:
+    found = door(address)
+    if found is Door.UNKNOWN and not ray_speaks_tls():
+        raise _refused(address, named, "what listens there is another program, or takes TLS")
+    if what := _MISFITS.get(found):
+        raise UserError(f"{named}={address}: the cluster {what}")
 
 
 def _refused(address: str, named: str, why: str) -> UserError:

@@ -10,7 +10,8 @@ import ipaddress
 import sys
 from enum import Enum, auto
 
-_WAIT_S = 5.0
+_WAIT_S = 20.0
+"""A cluster that has much to do may take its time; what is no cluster mostly says so at once."""
 _CHECK_ALIVE = "/ray.rpc.NodeInfoGcsService/CheckAlive"
 """The smallest question; an empty message asks it of nobody in particular."""
 

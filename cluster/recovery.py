@@ -17,7 +17,7 @@ from builders.errors import ArtifactError, RequestError, UserError, WorkerError
 from builders.limits import Limits
 from cluster.engine_client import EngineLoad, ModelFacts
 from cluster.local_engine import MAX_WAITING, LocalEngine
-from cluster.reopening import Opening, Reopening, Replaceable
+from cluster.reopening import Opening, Reopening, Replaceable, is_for_people
 from cluster.trials import STEADY_STEPS, Trials
 
 _LOG = logging.getLogger("rankforge.recovery")
@@ -226,7 +226,7 @@ class RecoveringSource:
 
     def _judge(self, error: BaseException | None, trouble: Trouble) -> None:
         """What only people can mend is not tried again."""
-        if isinstance(error, UserError) or isinstance(error and error.__cause__, UserError):
+        if is_for_people(error):
             self._end(error, trouble)
         _LOG.warning("%s: its ranks do not start: %s", self._name, error)
 

@@ -14,8 +14,9 @@ from ray.serve.exceptions import BackPressureError, RayServeException
 
 from actors.engine_stats import EngineStats, continued
 from actors.messages import Request, Tokens, encode
-from builders.errors import BusyError, RankforgeError, RequestError, WorkerError
+from builders.errors import BusyError, RankforgeError, RequestError, WordsError, WorkerError
 from cluster.engine_client import EngineLoad, ModelFacts
+from cluster.frames import Line
 from cluster.news_stream import NewsStream
 from cluster.told import Told
 from cluster.wire import Door, Ended, NewsPort, Report, error_of
@@ -73,10 +74,10 @@ class _Visit:
     failing_since: float | None = None
     """When it came to a replica whose engine has failed, first."""
     call: Call | None = None
-    sender: bytes | None = None
+    sender: Line | None = None
     """The replica that has it."""
 
-    def taken(self, sender: bytes) -> None:
+    def taken(self, sender: Line) -> None:
         self.sender = sender
 
     def push(self, news: Tokens) -> None:
@@ -91,6 +92,8 @@ class _Visit:
     def end(self, ended: Ended) -> None:
         """Another replica may do what an engine that fails does not; who is alone with a failure ends."""
         error = error_of(ended)
+        if isinstance(error, WordsError) and self.stream.has_begun:  # its tokens cannot be made again
+            error = WorkerError(str(error))
         if isinstance(error, WorkerError) and not isinstance(error, RequestError):
             self.failure = error
         else:
@@ -104,19 +107,23 @@ class _Visit:
 class RemoteEngine:
     """Used from one event loop."""
 
-    def __init__(self, facts: ModelFacts, attend: Attend, port: NewsPort) -> None:
+    def __init__(self, facts: ModelFacts, attend: Attend, port: NewsPort, *, words: str = "") -> None:
+        """Replicas with another tokenizer than `words` refuse what comes from here."""
         self._facts, self._attend, self._port = facts, attend, port
+        self._door = replace(port.door, words=words)
         self._loop = asyncio.get_running_loop()
         self._visits: dict[str, _Visit] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._running = 0
-        self.failure: str | None = None
-        """Why it takes no requests, as far as Serve says."""
+        self._hopeless_for: str | None = None
+        """Why no replica takes requests, as far as Serve says."""
+        self._failed_last: str | None = None
+        """What the last replica's engine failed of; nothing, while one works."""
         self._gone = EngineStats()
         """What replicas have counted that are not heard of any more."""
-        self._silent: dict[bytes, EngineStats] = {}
+        self._silent: dict[Line, EngineStats] = {}
         """Of those that have been silent for long, and may be heard again; the longest silent first."""
-        self._reports: dict[bytes, tuple[float, Report]] = {}
+        self._reports: dict[Line, tuple[float, Report]] = {}
         port.listen(facts.name, self._hear)
 
     @property
@@ -124,8 +131,8 @@ class RemoteEngine:
         return self._facts
 
     def submit(self, request: Request) -> NewsStream:
-        if self.failure:
-            raise WorkerError(f"{self._facts.name}: {self.failure}")
+        if why := self._hopeless_for:
+            raise WorkerError(why)
         assert request.id not in self._visits, "every request has a name of its own"
         told, stream = Told(request), NewsStream(self._loop, request.params.n)
         visit = _Visit(request.id, stream, self, told, request.id)
@@ -139,7 +146,7 @@ class RemoteEngine:
     def _send(self, visit: _Visit, request: Request) -> None:
         self._port.expect(request.id, visit)
         visit.known_as, visit.sender, visit.failure = request.id, None, None
-        visit.call = self._attend(encode(request), self._port.door)
+        visit.call = self._attend(encode(request), self._door)
 
     def cancel(self, request: str, index: int | None = None) -> None:
         visit = self._visits.get(request)
@@ -157,14 +164,14 @@ class RemoteEngine:
         waiting = len(self._visits) - self._running
         reports = [*self._heard().values()]
         why = next((said for one in reports if (said := one.recovering or one.failure)), None)
-        failure = self.failure or (why if reports and all(one.failure for one in reports) else None)
+        failure = self._hopeless_for or (why if reports and all(one.failure for one in reports) else None)
         return EngineLoad(running=self._running, waiting=waiting, failure=failure, recovering=why)
 
     def heard_of(self) -> int:
         """How many replicas say how they are."""
         return len(self._heard())
 
-    def _heard(self) -> dict[bytes, Report]:
+    def _heard(self) -> dict[Line, Report]:
         """Of each replica, what it said last; one that is dead says nothing."""
         since = self._loop.time() - _HEARD_S
         return {sender: report for sender, (heard, report) in self._reports.items() if heard > since}
@@ -182,9 +189,10 @@ class RemoteEngine:
             cache_blocks_used=sum(stats.cache_blocks_used for stats in reports),
         )
 
-    def _hear(self, sender: bytes, report: Report) -> None:
+    def _hear(self, sender: Line, report: Report) -> None:
         self._silent.pop(sender, None)
         self._reports[sender] = self._loop.time(), report
+        self._failed_last = report.failure
 
     def _forget_silent(self) -> None:
         now = self._loop.time()
@@ -196,12 +204,23 @@ class RemoteEngine:
             self._gone = continued(self._gone, self._silent.pop(next(iter(self._silent))))
 
     def leave(self) -> None:
-        """The model is taken away: no replica will take what none has taken yet."""
-        self.failure = "is not served any more"
+        """The model is taken away."""
+        self._give_up(f"{self._facts.name}: is not served any more")
+
+    def learn(self, hopeless: str | None) -> None:
+        """Why no replica starts, as far as Serve says, where none runs; or that it is not so."""
+        self._hopeless_for = None
+        if hopeless:
+            first = f"{self._failed_last}; " if self._failed_last else f"{self._facts.name}: "
+            self._give_up(f"{first}{hopeless}")
+
+    def _give_up(self, why: str) -> None:
+        """No replica will take what none has taken yet."""
+        self._hopeless_for = why
         for visit in [*self._visits.values()]:
             if visit.sender is None and visit.call:
                 visit.call.cancel()
-                visit.fail(WorkerError(f"{self._facts.name}: {self.failure}"))
+                visit.fail(WorkerError(why))
 
     async def close(self) -> None:
         for visit in [*self._visits.values()]:
@@ -218,6 +237,8 @@ class RemoteEngine:
         try:
             while (lost := await self._loss(visit)) and self._goes_on(visit, lost):
                 await asyncio.sleep(_PAUSE_S)
+                if visit.stream.has_ended:
+                    return
                 visit.sendings += 1
                 if request := visit.told.rest():
                     self._send(visit, replace(request, id=f"{visit.request}~{visit.sendings}"))
@@ -260,7 +281,7 @@ class RemoteEngine:
         visit.failing_since = visit.failing_since or now
         return None if self._others(visit.sender) and now - visit.failing_since < _FAILING_S else lost
 
-    def _others(self, but: bytes | None) -> bool:
+    def _others(self, but: Line | None) -> bool:
         """Whether another replica's engine works."""
         return any(not report.failure for sender, report in self._heard().items() if sender != but)
 

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from actors.messages import Request
 from builders.engine_manifest import EngineManifest
+from builders.errors import UserError
 from cluster.local_engine import OwnedSource
 
 
@@ -26,6 +27,11 @@ class Replaceable(OwnedSource, Protocol):
 
 
 Opening = Callable[[], Replaceable]
+
+
+def is_for_people(error: BaseException | None) -> bool:
+    """Whether trying again is in vain: what a rank raised is the cause of what its group does."""
+    return isinstance(error, UserError) or isinstance(error and error.__cause__, UserError)
 
 
 class Reopening:

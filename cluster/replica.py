@@ -6,17 +6,20 @@ import asyncio
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 
 from actors.messages import Request, decode
 from actors.open_generator import GeneratorOptions, open_generator
 from actors.sampling_params import SamplingParams
-from builders.errors import RankforgeError, WorkerError
+from builders.errors import RankforgeError, UserError, WordsError, WorkerError
+from builders.keys import content_key
 from cluster.engine_client import ModelFacts, facts_of
 from cluster.local_engine import LocalEngine
 from cluster.recovery import RecoveringEngine, RecoveringSource
+from cluster.reopening import is_for_people
 from cluster.serve_config import ModelConfig
 from cluster.tool_formats import ToolFormatName
 from cluster.wire import Door, Dropped, NewsLine, Report
@@ -39,12 +42,24 @@ class Card:
     seconds: Mapping[str, float]
     """The replica's start, by phase."""
 
+    @property
+    def words(self) -> str:
+        """Equal for equal tokenizers."""
+        files = self.files.items()
+        return content_key(
+            **{name: sha256(data).hexdigest() for name, data in files if name.startswith("tokenizer/")}
+        )
+
+    def is_as(self, other: Card) -> bool:
+        """Whether an ingress need not know the difference."""
+        return replace(self, seconds={}) == replace(other, seconds={})
+
 
 class Replica:
     """For one event loop. Every request is a call of Serve's that lasts as long as the request."""
 
     def __init__(self, engine: LocalEngine, card: Card) -> None:
-        self.engine, self.card = engine, card
+        self.engine, self.card, self._words = engine, card, card.words
         self._lines: dict[bytes, NewsLine] = {}
         self._reporting = asyncio.get_running_loop().create_task(self._report())
 
@@ -54,15 +69,20 @@ class Replica:
         line = self._line(door)
         line.requests.add(request.id)
         try:
+            self._check_words(door)
             stream = self.engine.submit(request)
             line.taken(request.id)
-            async for batch in stream:
-                line.news(batch)
+            await stream.passed_to(line.news)
         except RankforgeError as error:
             line.failed(request.id, error)
         finally:
             line.requests.discard(request.id)
             self.engine.cancel(request.id)
+
+    def _check_words(self, door: Door) -> None:
+        """An ingress hears of a change some time after the first replicas that have it."""
+        if door.words and door.words != self._words:
+            raise WordsError(f"{self.card.facts.name}: its tokenizer has changed; try again")
 
     def greet(self, door: Door) -> None:
         """An ingress wants to hear of it, before any request."""
@@ -116,7 +136,7 @@ async def open_replica(
 ) -> Replica:
     """Returns when a token has come through every rank."""
     clock = time.monotonic()
-    source = await asyncio.to_thread(RecoveringSource, name, partial(open_generator, engine_dir, options))
+    source = await asyncio.to_thread(_opened, name, engine_dir, options)
     loaded = time.monotonic()
     facts = facts_of(name, source.manifest, source.eos)
     engine = RecoveringEngine(source, facts, max_waiting=config.max_ongoing)
@@ -137,6 +157,15 @@ async def open_replica(
         seconds=spent,
     )
     return Replica(engine, card)
+
+
+def _opened(name: str, engine_dir: Path, options: GeneratorOptions) -> RecoveringSource:
+    try:
+        return RecoveringSource(name, partial(open_generator, engine_dir, options))
+    except WorkerError as error:
+        if is_for_people(error):  # Serve passes on no more than what is raised
+            raise UserError(str(error)) from error
+        raise
 
 
 async def _prove(engine: LocalEngine) -> None:

@@ -6,8 +6,6 @@ import json
 import logging
 import math
 import os
-import signal
-import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,14 +15,14 @@ from typing import TextIO
 
 import ray
 
-from builders.errors import UserError
-from cluster.api_keys import read_keys
 from cluster.deployed import deployed
 from cluster.placement import Node
-from cluster.ray_cluster import join, silence, warn_of_open_door
+from cluster.ray_cluster import cluster_of, join, warn_of_open_door
+from cluster.ray_here import ray_here
 from cluster.serve_config import model_name
 from cluster.serve_options import ServeOptions
 from cluster.serve_plan import Service, planned
+from cluster.serve_port import check_free
 
 
 def serve(options: ServeOptions, out: TextIO, notes: TextIO) -> None:
@@ -42,7 +40,7 @@ def served(options: ServeOptions, notes: TextIO) -> Iterator[Service]:
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     with (
         _cluster(options.address, service, notes) as scratch,
-        deployed(service, options.drain_s, notes, scratch=scratch),
+        deployed(service, options.drain_s, notes, scratch=scratch, is_own=scratch is not None),
     ):
         yield service
 
@@ -50,46 +48,19 @@ def served(options: ServeOptions, notes: TextIO) -> Iterator[Service]:
 @contextmanager
 def _cluster(address: str | None, service: Service, notes: TextIO) -> Iterator[Path | None]:
     """The one that was named; or one of this machine, which ends with this process, and a folder for it."""
-    if join(address) is not None:
+    if cluster_of(address) is not None:
+        if not service.is_file:
+            _ = service.wanted  # or its refusal comes from the cluster, later
+        join(address)
         warn_of_open_door(notes)
         yield None
         return
-    _check_free(service)
-    for file in service.keys_files:
-        read_keys(file)
-    cpus = max(os.cpu_count() or 1, math.ceil(service.cpus))
-    with _signals_kept():
-        ray.init(
-            address="local",
-            num_cpus=cpus,
-            log_to_driver=False,
-            include_dashboard=False,
-            logging_level=logging.ERROR,
-            _system_config={"prestart_worker_first_driver": False},  # replicas need processes of their own
-        )
-    silence()
-    try:
+    check_free(service)
+    service.foresee()
+    with ray_here(max(os.cpu_count() or 1, math.ceil(service.cpus))):
         service.check(nodes())
         with TemporaryDirectory(prefix="rankforge-") as folder:
             yield Path(folder)
-    finally:
-        ray.shutdown()
-
-
-@contextmanager
-def _signals_kept() -> Iterator[None]:
-    """Ray would end all of itself at the first sign, with nothing drained."""
-    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    is_heard = False
-    try:
-        yield
-    except SystemExit:  # Ray's answer to a SIGTERM while it starts
-        is_heard = True
-    finally:
-        for number, handler in kept.items():
-            signal.signal(number, handler)
-    if is_heard:
-        signal.raise_signal(signal.SIGTERM)
 
 
 def nodes() -> list[Node]:
@@ -99,18 +70,6 @@ def nodes() -> list[Node]:
         for node in ray.nodes()
         if node["Alive"]
     ]
-
-
-def _check_free(service: Service) -> None:
-    http = service.schema["http_options"]
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((http["host"], http["port"]))
-        except OSError as error:
-            raise UserError(
-                f"--port={http['port']}: cannot serve at {http['host']} ({error.strerror}); choose another"
-            ) from error
 
 
 def _greeting(service: Service) -> str:

@@ -141,7 +141,8 @@ class ServiceConfig:
     """The `args` of `cluster.serving:api`: the one HTTP service over all models of the cluster."""
 
     replicas: int = 1
-    """Processes that take HTTP requests, encode and decode; each is good for thousands of tokens a second."""
+    """Processes that take HTTP requests, encode and decode; each is good for thousands of tokens a second.
+    They share what `limits` and keys allow in all."""
     cpus: float = 1.0
     """What each takes of its node, as Ray counts it."""
     drain_s: float = 60.0

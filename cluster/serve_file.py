@@ -25,6 +25,9 @@ def check_file(file: Path, schema: Mapping[str, Any]) -> None:
         ServeDeploySchema.model_validate(schema)
     except ValidationError as error:
         raise UserError(f"{file}: {_first(error)}") from None
+    port = schema["http_options"].get("port", 1)
+    if not (isinstance(port, int) and 0 < port < 2**16):
+        raise UserError(f"{file}: http_options.port={port!r}: must be a number from 1 to 65535")
 
 
 def _check_application(where: str, app: object) -> None:

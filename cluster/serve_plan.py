@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
 from builders.errors import LayoutError, UserError
 from cluster.access import Access, bound
+from cluster.api_keys import read_keys
 from cluster.build_options import BuildOptions
 from cluster.engine_maker import needs
+from cluster.foresight import foresee
 from cluster.options import declared
 from cluster.placement import CPU, Needs, Node, bundles_of, plan
 from cluster.serve_config import (
@@ -25,6 +27,8 @@ from cluster.serve_config import (
 )
 from cluster.serve_file import API_PATH, MODEL_PATH, check_file
 from cluster.serve_options import ServeOptions
+
+Found = TypeVar("Found")
 
 API, HOST, PORT = "api", "127.0.0.1", 8000
 """The application of the HTTP service, and where it is unasked."""
@@ -53,7 +57,10 @@ class Service:
     @property
     def wanted(self) -> list[tuple[str, Needs, int]]:
         """What every model takes, and how many times at most."""
-        return [(name, _needs(name, config), config.replicas.most) for name, config in self.models.items()]
+        return [
+            (name, _of_model(name, needs, config), config.replicas.most)
+            for name, config in self.models.items()
+        ]
 
     @property
     def cpus(self) -> float:
@@ -71,6 +78,13 @@ class Service:
         found = [app for app in self.schema["applications"] if app["import_path"] == API_PATH]
         return [service_config(app.get("args", {})) for app in found]
 
+    def foresee(self) -> None:
+        """Refuse what cannot be made or served, before anything is started."""
+        for file in self.keys_files:
+            read_keys(file)
+        for name, config in self.models.items():
+            _of_model(name, foresee, config)
+
     def check(self, nodes: Sequence[Node]) -> None:
         """Refuse what these nodes could never hold."""
         for name, wanted, _ in self.wanted:
@@ -80,9 +94,9 @@ class Service:
                 raise LayoutError(f"{name}: {error}") from error
 
 
-def _needs(name: str, config: ModelConfig) -> Needs:
+def _of_model(name: str, look: Callable[[ModelConfig], Found], config: ModelConfig) -> Found:
     try:
-        return needs(config)
+        return look(config)
     except UserError as error:
         raise UserError(f"{name}: {error}") from error
 
@@ -97,7 +111,7 @@ def planned(options: ServeOptions) -> Service:
         raise UserError(f"--name={name}: is the service's own; choose another")
     access = bound(Access(keys_file=options.keys_file), options.host or HOST, insecure=options.insecure)
     keys = str(options.keys_file.absolute()) if options.keys_file else None
-    api = {"drain_s": options.drain_s, "access": {"keys_file": keys, "only_local": access.only_local}}
+    api = {"drain_s": options.drain_s, "access": {"keys_file": keys, "insecure": access.insecure}}
     applications = [
         {"name": API, "route_prefix": "/", "import_path": API_PATH, "args": api},
         {"name": name, "route_prefix": None, "import_path": MODEL_PATH, "args": args},
@@ -109,7 +123,7 @@ def planned(options: ServeOptions) -> Service:
 
 def _args(options: ServeOptions) -> dict[str, Any]:
     build = {one.name for one in declared(BuildOptions)} & options.given
-    build -= {"model", "tokenizer_dir"}
+    build -= {"model", "tokenizer_dir", "address"}  # which are of serving, by the same names
     template = options.chat_template
     local = Path(options.model).expanduser()
     return {
@@ -137,7 +151,7 @@ def _of_file(options: ServeOptions) -> Service:
         raise UserError(f"--{min(foreign)}: {file} says what is served; write it there, or leave it out")
     try:
         schema = _mapping(file, yaml.safe_load(_text("", file)))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise UserError(f"{file}: is no YAML: {' '.join(str(error).split())}") from error
     http = {"host": HOST, "port": PORT, **_mapping(file, schema.get("http_options", {}))}
     http |= {name: given for name in ("host", "port") if (given := getattr(options, name)) is not None}
@@ -154,7 +168,7 @@ def _of_file(options: ServeOptions) -> Service:
             elif path == API_PATH:
                 config = service_config(app.get("args", {}))
                 access = bound(config.access, str(http["host"]), insecure=options.insecure)
-                given = {**app.get("args", {}).get("access", {}), "only_local": access.only_local}
+                given = {**app.get("args", {}).get("access", {}), "insecure": access.insecure}
                 app["args"] = {**app.get("args", {}), "access": given}
                 api = name
         except UserError as error:
@@ -173,7 +187,6 @@ def _mapping(file: Path, value: object) -> dict[str, Any]:
 def _text(option: str, file: Path) -> str:
     try:
         return file.read_text()
-    except OSError as error:
-        raise UserError(
-            f"{option}{'=' if option else ''}{file}: cannot be read ({error.strerror})"
-        ) from error
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise UserError(f"{option}{'=' if option else ''}{file}: cannot be read ({why})") from error

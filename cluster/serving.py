@@ -6,10 +6,12 @@ API is another one, and finds the models that there are by itself.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,8 +19,8 @@ import ray
 from ray import serve
 from ray.exceptions import RayError, RayTaskError
 from ray.serve._private.logging_utils import get_serve_logs_dir
+from ray.serve.context import _get_global_client
 from ray.serve.exceptions import RayServeException
-from ray.serve.schema import ApplicationStatusOverview
 from ray.util.placement_group import placement_group_table
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from starlette.datastructures import MutableHeaders
@@ -27,10 +29,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from actors.open_generator import GeneratorOptions
 from actors.rank_actors import Room
 from builders.errors import RankforgeError
+from cluster.access import bound
 from cluster.api import create_app
 from cluster.catalogue import MODEL, Cluster, ServeCatalogue, watched
 from cluster.engine_client import EngineLoad
-from cluster.engine_maker import Made, made, needs
+from cluster.engine_maker import Made, found, made, needs
 from cluster.placement import Needs, Plan, bundles_of
 from cluster.remote_engine import Attend, Call
 from cluster.replica import Card, Replica, open_replica
@@ -43,6 +46,7 @@ from cluster.serve_config import (
     model_name,
     service_config,
 )
+from cluster.serve_state import applications
 from cluster.wire import Door
 
 _STARTS = 3
@@ -89,8 +93,12 @@ def model(args: dict[str, Any]) -> serve.Application:
 
 
 def api(args: dict[str, Any]) -> serve.Application:
-    """OpenAI's endpoints over all models of the cluster: `args` are the fields of `ServiceConfig`."""
+    """OpenAI's endpoints over all models of the cluster: `args` are the fields of `ServiceConfig`.
+
+    `serve deploy` calls it too, and nobody else has looked then at where Serve listens.
+    """
     config = service_config(args)
+    config = replace(config, access=bound(config.access, _host()))
 
     def application() -> ASGIApp:
         return _application(config)
@@ -109,21 +117,30 @@ def api(args: dict[str, Any]) -> serve.Application:
     )
 
 
+def _host() -> str:
+    """Where Serve listens, which has been started before its applications are."""
+    client = _get_global_client()
+    assert client is not None, "Serve has been started"
+    return str(client.http_config.host)
+
+
 class Model:
     """A replica, in the first bundle of its placement group."""
 
     async def __init__(self, config: ModelConfig, room: Room) -> None:  # type: ignore[misc]  # Serve waits
         name = model_name(serve.get_replica_context().app_name)
-        _log_as_serve_does()
+        log_with_serve()
         seconds = {"placed": _placed_s()}
-        found = await _made(config)
+        engine = await _made(config)
         options = GeneratorOptions(
             num_blocks=config.num_blocks,
             kv_cache_free_gpu_mem_fraction=config.kv_cache_free_gpu_memory_fraction,
             draft_tokens=config.prompt_lookup_num_tokens,
             room=room,
         )
-        self._replica = await open_replica(name, config, found.folder, options, {**seconds, **found.seconds})
+        self._replica = await open_replica(
+            name, config, engine.folder, options, {**seconds, **engine.seconds}
+        )
 
     async def attend(self, request: bytes, door: Door) -> None:
         await self._replica.attend(request, door)
@@ -180,7 +197,9 @@ def _room(config: ModelConfig, wanted: Needs, plan: Plan) -> Room:
 
 
 async def _made(config: ModelConfig) -> Made:
-    """In a process beside: what builds needs libraries and memory that what serves does not."""
+    """What has to be built is, in a process beside, with libraries and memory that serving does without."""
+    if there := await asyncio.to_thread(found, config):
+        return there
     group = ray.util.get_current_placement_group()
     assert group is not None, "a replica is in its own"
     here = PlacementGroupSchedulingStrategy(placement_group=group, placement_group_bundle_index=0)
@@ -193,10 +212,20 @@ async def _made(config: ModelConfig) -> Made:
         raise
 
 
-def _log_as_serve_does() -> None:
-    """What happens to its ranks is in the replica's own log."""
+def log_with_serve() -> None:
+    """What happens to its ranks is in the replica's own log; a line of every call is not."""
+    without_calls()
     for handler in logging.getLogger("ray.serve").handlers:
         logging.getLogger("rankforge").addHandler(handler)
+
+
+def without_calls() -> None:
+    """Serve's line of a call takes a sixth of it; requests have a log of ours (`request_log.py`)."""
+    logging.getLogger("ray.serve").addFilter(_is_no_call)
+
+
+def _is_no_call(record: logging.LogRecord) -> bool:
+    return not getattr(record, "serve_access_log", False)
 
 
 def _placed_s() -> float:
@@ -207,15 +236,16 @@ def _placed_s() -> float:
 
 def _application(config: ServiceConfig) -> ASGIApp:
     """In the replica's process."""
+    without_calls()
     log_requests_to(Path(get_serve_logs_dir()) / f"requests_{os.getpid()}.jsonl")
 
     @asynccontextmanager
     async def opening() -> AsyncIterator[ServeCatalogue]:
-        cluster = Cluster(applications=_applications, replicas=_Replicas)
+        cluster = Cluster(applications=applications, replicas=_Replicas)
         async with watched(config.limits, cluster, ray.util.get_node_ip_address()) as catalogue:
             yield catalogue
 
-    return _Nameless(create_app(opening, config.limits, access=config.access))
+    return _Nameless(create_app(opening, config.limits, access=config.access, processes=config.replicas))
 
 
 class _Nameless:
@@ -225,16 +255,12 @@ class _Nameless:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def nameless(message: Message) -> None:
+        def nameless(message: Message) -> Awaitable[None]:
             if message["type"] == "http.response.start":
                 del MutableHeaders(scope=message)["x-request-id"]
-            await send(message)
+            return send(message)
 
         await self._app(scope, receive, nameless)
-
-
-def _applications() -> dict[str, ApplicationStatusOverview]:
-    return {model_name(name): status for name, status in serve.status().applications.items()}
 
 
 class _Replicas:
@@ -242,6 +268,7 @@ class _Replicas:
 
     def __init__(self, name: str) -> None:
         self._handle = serve.get_deployment_handle(MODEL, application_name(name))
+        self._method = self._handle.attend  # made once: Serve copies its options every time
 
     @property
     def attend(self) -> Attend:
@@ -257,4 +284,4 @@ class _Replicas:
             )
 
     def _attend(self, request: bytes, door: Door) -> Call:
-        return self._handle.attend.remote(request, door)
+        return self._method.remote(request, door)

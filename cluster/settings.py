@@ -15,3 +15,8 @@ def ray_address() -> str | None:
     """
     found = os.environ.get(RAY_ADDRESS, "").strip()
     return None if found in ("", "local") or found.startswith(("http://", "https://")) else found
+
+
+def ray_speaks_tls() -> bool:
+    """Whether Ray does, in this process."""
+    return os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true")

@@ -83,6 +83,11 @@ def processes(name: str) -> list[int]:
     return [one["pid"] for one in _replicas(name)]
 
 
+def actors(name: str) -> list[str]:
+    """As Ray names them."""
+    return [one["actor_name"] for one in _replicas(name)]
+
+
 def _replicas(name: str) -> list[dict[str, Any]]:
     deployments = _details()["applications"].get(name, {}).get("deployments", {})
     found = deployments.get("Model", {}).get("replicas", ())
@@ -97,4 +102,4 @@ def _details() -> dict[str, Any]:
 
 
 def is_ready(found: Service) -> bool:
-    return httpx.get(f"{found.url}/ready").status_code == 200
+    return httpx.get(f"{found.url}/ready", verify=False, timeout=60).status_code == 200

@@ -5,8 +5,9 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cluster.api_config import ApiConfig
 from cluster.api_errors import ApiError
-from cluster.api_keys import made
+from cluster.api_keys import KeyRecord, made
 from cluster.key_limits import KeyUse
 from tests.strategies import quick
 
@@ -88,3 +89,14 @@ def test_what_is_refused_is_not_counted() -> None:
     assert [tried(use) for _ in range(100)] == [1] * 100
     use.end()
     assert tried(use) is None and use.under_way == 0
+
+
+def test_processes_share_what_a_key_has() -> None:
+    record = KeyRecord(
+        id="0" * 16, name="a", sha256="0" * 64, created_s=0, requests_per_minute=5, max_concurrent=1
+    )
+    share = record.shared_by(2)
+    assert (share.requests_per_minute, share.tokens_per_minute, share.max_concurrent) == (3, None, 1)
+    assert record.shared_by(1) == record
+    config = ApiConfig(max_streams=9, max_waiting=4).shared_by(2)
+    assert (config.max_streams, config.max_waiting, config.max_n) == (5, 2, 16)

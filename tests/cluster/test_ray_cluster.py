@@ -14,6 +14,7 @@ from builders.errors import UserError
 from builders.store import Store
 from cluster.job_record import records
 from cluster.ray_cluster import connect
+from tests.cluster.hub_server import serve
 from tests.cluster.test_cli import rankforge
 from tests.tiny import save_llama
 
@@ -29,6 +30,14 @@ def test_an_address_where_nobody_listens() -> None:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
         with pytest.raises(UserError, match=rf"^--address={address}: no Ray cluster answers \(.*refused\)"):
+            connect(address)
+
+
+def test_an_address_of_another_program() -> None:
+    """Ray would ask it again and again."""
+    with serve() as hub:
+        address = hub.endpoint.removeprefix("http://")
+        with pytest.raises(UserError, match=rf"^--address={address}: no Ray cluster answers \(what listens"):
             connect(address)
 
 

@@ -9,19 +9,19 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import pytest
-import zmq
 from ray.exceptions import ActorDiedError
 from ray.serve.exceptions import BackPressureError
 
 from actors.messages import Begun, Request, Tokens, decode
 from actors.sampling_params import SamplingParams
-from builders.errors import BusyError, RequestError, UserError, WorkerError
+from builders.errors import BusyError, RequestError, UserError, WordsError, WorkerError
 from cluster.engine_client import EngineLoad
 from cluster.local_engine import LocalEngine
 from cluster.remote_engine import RemoteEngine
 from cluster.replica import Card, Replica
-from cluster.wire import Door, NewsPort
+from cluster.wire import Door, NewsPort, Posted
 from tests.cluster.fake_engine import FACTS
 from tests.cluster.test_local_engine import Source
 
@@ -68,7 +68,8 @@ async def _raising(error: BaseException) -> None:
 async def case(source: Source | None = None) -> AsyncIterator[Case]:
     source = source or Source()
     card = Card(facts=FACTS, files={}, chat_template=None, tool_format=None, seconds={})
-    replica, port = Replica(LocalEngine(source, FACTS, max_waiting=4), card), NewsPort(HOST)
+    replica = Replica(LocalEngine(source, FACTS, max_waiting=4), card)
+    port = await NewsPort().open(HOST)
     found = Case(source, replica, port, None, [], [])  # type: ignore[arg-type]
     found.remote = RemoteEngine(FACTS, found.attend, port)
     try:
@@ -102,6 +103,26 @@ def test_news_come_in_order_and_the_call_ends() -> None:
                 assert [one.tokens for one in news if one.index == index] == [(2,), (1,), (0,)]
             await until(lambda: it.calls[0].done())
             assert it.remote.load() == EngineLoad() == it.replica.engine.load()
+
+    asyncio.run(main())
+
+
+def test_tokens_of_another_tokenizer_are_refused() -> None:
+    """Before the engine has anything of it."""
+
+    async def main() -> None:
+        async with case() as it:
+            for words, fits in ((it.replica.card.words, True), ("another", False), ("", True)):
+                remote = RemoteEngine(FACTS, it.attend, it.port, words=words)
+                name = f"from-{words}"
+                if fits:
+                    assert len(await read(remote.submit(request(name)))) == 3
+                else:
+                    steps = it.source.steps
+                    with pytest.raises(WordsError, match="its tokenizer has changed"):
+                        await read(remote.submit(request(name)))
+                    assert it.source.steps == steps
+                await remote.close()
 
     asyncio.run(main())
 
@@ -373,14 +394,48 @@ def test_a_model_that_is_taken_away_ends_who_waits_and_nobody_else() -> None:
     asyncio.run(main())
 
 
+def test_where_no_replica_starts_nobody_waits_and_the_first_cause_is_told() -> None:
+    """Until one does."""
+
+    async def main() -> None:
+        async with case(Source(error=WorkerError("rank 1 died"))) as it:
+            it.replica.greet(it.port.door)
+            with pytest.raises(WorkerError, match="rank 1 died"):
+                await read(it.remote.submit(request()))
+            await until(lambda: it.remote.load().failure)
+            await it.replica.close()
+            it.ways.append(never)
+            waiting = it.remote.submit(request("waiting"))
+            it.remote.learn("unhealthy: a file is damaged")
+            why = "^fake: the engine failed: rank 1 died; unhealthy: a file is damaged$"
+            for wish in (lambda: read(waiting), lambda: read(it.remote.submit(request("late")))):
+                with pytest.raises(WorkerError, match=why):
+                    await wish()
+            await until(lambda: it.calls[1].cancelled())
+            it.ways.append(never)
+            it.remote.learn(None)
+            it.remote.submit(request("later"))
+            assert it.remote.load().waiting == 1
+
+    asyncio.run(main())
+
+
+async def never(_request: bytes, _door: Door) -> None:
+    """No replica takes it."""
+    await asyncio.Event().wait()
+
+
 def test_who_does_not_know_the_secret_is_not_heard() -> None:
     async def main() -> None:
         async with case() as it:
-            with zmq.Context() as context, context.socket(zmq.DEALER) as stranger:
-                stranger.setsockopt(zmq.LINGER, 0)
-                stranger.connect(it.port.door.url)
-                stranger.send(b"\x93\x91\xa1a\x90\x90")
-                stranger.send(b"nonsense")
-                assert len(await read(it.remote.submit(request()))) == 3
+            it.source.max_steps = threading.Semaphore(0)
+            stream = it.remote.submit(request())
+            lie = msgspec.msgpack.encode(Posted(news=(Tokens("a", 0, (9,), "stop"),)))
+            reader, writer = await asyncio.open_connection(it.port.door.host, it.port.door.port)
+            writer.write(bytes(16) + len(lie).to_bytes(4) + lie)
+            assert await reader.read() == b""
+            writer.close()
+            it.source.max_steps.release(10**6)
+            assert [one.tokens for one in await read(stream)] == [(2,), (1,), (0,)]
 
     asyncio.run(main())

@@ -9,7 +9,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ import yaml
 
 from tests.cluster.own_ray import PLAIN, ROOT, own_ray
 from tests.cluster.run_engines import Made, make
-from tests.cluster.serve_case import free_port
+from tests.cluster.serve_case import free_port, wait_for
 from tests.cluster.test_api_access import Keys
 
 pytestmark = pytest.mark.slow
@@ -33,11 +33,13 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
 
 
 @contextmanager
-def rankforge_serve(*args: object) -> Iterator[tuple[subprocess.Popen[str], list[str]]]:
+def rankforge_serve(
+    *args: object, env: Mapping[str, str] = PLAIN
+) -> Iterator[tuple[subprocess.Popen[str], list[str]]]:
     """A process, and what it has said; it is ready."""
     command = [sys.executable, "-m", "cluster", "serve", *map(str, args)]
     with subprocess.Popen(
-        command, cwd=ROOT, env=PLAIN, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command, cwd=ROOT, env={**env}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout and process.stderr
         notes: list[str] = []
@@ -93,6 +95,26 @@ def requests_of(family: list[psutil.Process]) -> list[dict[str, Any]]:
     return [json.loads(line) for file in files for line in file.read_text().splitlines()]
 
 
+def test_a_cluster_that_was_there_stays(made: Made) -> None:
+    """The model goes with the command, and another address than the one that is served at is refused."""
+    port, engine = free_port(), made.engine("one")
+    with own_ray(mode="disabled", num_cpus=8) as ray:
+        options = ["--address", ray.address, "--name"]
+        with rankforge_serve(engine, *options, "tiny", "--port", port, env=ray.env) as (process, said):
+            url, body = said[-1].split()[1], json.loads(said[-1].split("-d ")[1].strip().strip("'"))
+            assert httpx.post(url, json=body).json()["usage"]["completion_tokens"] > 0
+            done = ray.run("-m", "cluster", "serve", engine, *options, "more", "--port", free_port())
+            assert done.returncode == 2 and f"at --host=127.0.0.1 --port={port}; use these" in done.stderr
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(100) == 128 + signal.SIGTERM
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(f"http://127.0.0.1:{port}/health")
+        assert ray.run("-c", JOIN, ray.address).returncode == 0
+
+
+JOIN = "import sys, ray; ray.init(sys.argv[1]); assert not ray.util.list_named_actors(True)"
+
+
 def test_serve_deploy_takes_the_same_file(made: Made, tmp_path: Path) -> None:
     """And what is changed in it is done without the command."""
     file, port, engine = tmp_path / "serve.yaml", free_port(), str(made.engine("one"))
@@ -110,6 +132,27 @@ def test_serve_deploy_takes_the_same_file(made: Made, tmp_path: Path) -> None:
         config["applications"].append(model | {"name": "two"})
         deploy(ray, file, config)
         assert wait_for_answer(port, "two", 100)["usage"]["completion_tokens"] == 4
+
+
+def test_serve_deploy_opens_no_door_without_keys(made: Made, tmp_path: Path) -> None:
+    """Serve's own command looks at nothing; the API does."""
+    config: dict[str, Any] = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
+    api, host, port = config["applications"][0], "0.0.0.0", free_port()
+    env = config["controller_options"]["runtime_env"]["env_vars"]
+    env |= {"RAY_SERVE_HAPROXY_STATS_PORT": str(free_port())}
+    config |= {"http_options": {"host": host, "port": port}, "applications": [api]}
+    api["args"] |= {"replicas": 1, "cpus": 0}
+    with own_ray(mode="disabled", dashboard=True) as ray:
+        deploy(ray, tmp_path / "serve.yaml", config)
+        wait_for(lambda: "--host 0.0.0.0: without API keys" in ray.run("-c", SAID, ray.address).stdout)
+        with pytest.raises(httpx.HTTPStatusError):
+            httpx.get(f"http://127.0.0.1:{port}/v1/models").raise_for_status()
+        api["args"]["access"] = {"insecure": True}
+        deploy(ray, tmp_path / "serve.yaml", config)
+        wait_for(lambda: httpx.get(f"http://127.0.0.1:{port}/health").status_code == 200)
+
+
+SAID = "import sys, ray; from ray import serve; ray.init(sys.argv[1]); print(serve.status())"
 
 
 def deploy(ray: Any, file: Path, config: dict[str, Any]) -> None:

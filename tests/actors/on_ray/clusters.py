@@ -15,7 +15,7 @@ NODE = {"num_cpus": 2, "object_store_memory": 80 << 20}
 @contextmanager
 def idle_head(num_nodes: int) -> Iterator[Cluster]:
     """A head that works on nothing, and nodes that do."""
-    head = NODE | {"num_cpus": 0, "include_dashboard": False}
+    head = NODE | {"num_cpus": 0, "include_dashboard": False, "dashboard_port": None}
     with sockets_left_behind():
         cluster = Cluster(initialize_head=True, head_node_args=head)
         for _ in range(num_nodes):

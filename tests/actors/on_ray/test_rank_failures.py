@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import re
 import signal
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
@@ -16,7 +18,7 @@ from actors.messages import Beams, Order, StepResult, encode
 from actors.rank_actors import Room, here
 from actors.rank_group import GroupPlan, RankGroup
 from actors.vigil import Bounds
-from builders.errors import ArtifactError, WorkerError
+from builders.errors import ArtifactError, PeerError, WorkerError
 from builders.mapping import Mapping
 from tests.actors.engines import NUM_BLOCKS, PROMPTS, engine, first_step, next_step
 from tests.tiny import save_llama
@@ -117,6 +119,23 @@ def test_a_rank_that_raises(engines: dict[str, Path]) -> None:
         opened.submit(Order(unheard))
         with pytest.raises(WorkerError, match=named(opened, 1) + "KeyError: 'nobody'"):
             opened.collect()
+
+
+def test_a_rank_that_has_raised_takes_no_orders(engines: dict[str, Path]) -> None:
+    """What it raised is told, though that is heard of later."""
+    with group(engines["pp2"]) as opened, ThreadPoolExecutor(1) as pool:
+        may_hear, hear = threading.Event(), opened._vigil._hear
+        opened._vigil._hear = lambda: may_hear.wait(60) and hear()  # type: ignore[method-assign]
+        with pytest.raises(PeerError, match="rank 1: does not take its orders"):
+            while True:
+                opened._head.send(1, b"\xc1 is no order")
+                time.sleep(0.01)
+        submitting = pool.submit(opened.submit, FIRST)
+        while opened._vigil._suspicion is None and not submitting.done():
+            time.sleep(0.01)
+        may_hear.set()
+        with pytest.raises(WorkerError, match=named(opened, 1) + "DecodeError: "):
+            submitting.result()
 
 
 def test_this_process_own_rank_raises(engines: dict[str, Path]) -> None:

@@ -20,6 +20,8 @@ from tests.cluster.api_server import TEMPLATE
 from tests.cluster.run_engines import Made, make
 from tests.cluster.serve_case import is_ready, processes, serving, wait_for
 
+SHORT = TEMPLATE.replace("{{ tools | tojson }}", "T")
+"""A prompt of few tokens, whatever tools there are."""
 GREEDY: Any = {"temperature": 0, "max_tokens": 12}
 
 
@@ -31,7 +33,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
 @pytest.fixture(scope="module")
 def service(made: Made, local_ray: None) -> Iterator[Service]:
     models = {
-        "two--ranks": {"model": str(made.engine("tp2", tp_size=2)), "chat_template": TEMPLATE},
+        "two--ranks": {
+            "model": str(made.engine("tp2", tp_size=2, max_seq_len=512)),
+            "chat_template": SHORT,
+            "tool_format": "hermes",
+        },
         "one": {"model": str(made.engine("one")), "num_blocks": 64},
     }
     with serving(models) as found:
@@ -71,6 +77,19 @@ def test_a_chat_with_a_template_of_the_configuration(client: openai.OpenAI, made
     assert answer.choices[0].message.content == expected(made, rendered)
     with pytest.raises(openai.BadRequestError, match="has no chat template"):
         client.chat.completions.create(model="one", messages=messages, **GREEDY)
+
+
+def test_calls_of_tools_are_found_in_the_format_of_the_configuration(client: openai.OpenAI) -> None:
+    parameters = {"type": "object", "properties": {}, "additionalProperties": False}
+    tools: Any = [{"type": "function", "function": {"name": "f", "parameters": parameters}}]
+    wish: Any = {"messages": [{"role": "user", "content": "hi"}], "tools": tools, "tool_choice": "required"}
+    answer = client.chat.completions.create(
+        model="two/ranks", temperature=0, parallel_tool_calls=False, **wish
+    )
+    (call,) = answer.choices[0].message.tool_calls or []
+    assert (call.type, call.function.name, call.function.arguments) == ("function", "f", "{}")
+    with pytest.raises(openai.BadRequestError, match="tool"):
+        client.chat.completions.create(model="one", **wish)
 
 
 def test_models_are_listed_and_ready(client: openai.OpenAI, service: Service) -> None:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import threading
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import httpx
-import psutil
 import pytest
+import torch
 from ray import serve
-from ray.cluster_utils import Cluster
+from transformers import AutoTokenizer, LlamaForCausalLM
 
 from builders.errors import UserError
 from cluster.catalogue import MODEL
@@ -25,13 +26,14 @@ from tests.cluster.serve_case import (
     change,
     free_port,
     is_ready,
-    processes,
     replicas,
     service,
     serving,
     wait_for,
 )
-from tests.cluster.serve_load import MINUTES, damage, our_processes, put
+from tests.cluster.serve_load import MINUTES, damage, put
+from tests.cluster.serve_strikes import our_processes
+from tests.tiny import save_llama
 
 pytestmark = pytest.mark.slow
 
@@ -81,6 +83,7 @@ def test_one_model_changes_and_the_other_does_not_notice(local_ray: None, engine
     with serving({"one": one, "other": {"model": engine, "num_blocks": 32}}) as found:
         before = replicas("one"), replicas("other")
         change(found, {"one": one, "other": {"model": engine, "num_blocks": 48}})
+        wait_for(lambda: "other: deploying" in httpx.get(f"{found.url}/ready").text)
         wait_for(lambda: replicas("other") not in ([], before[1]) and is_ready(found))
         assert replicas("one") == before[0]
         change(found, {"one": one})
@@ -100,6 +103,49 @@ def test_two_replicas_are_renewed_without_a_failed_request(local_ray: None, engi
     assert len(answers) > 3 and {one.status_code for one in answers} == {200}, [
         one.text for one in answers if one.status_code != 200
     ]
+
+
+def test_another_tokenizer_comes_without_an_answer_of_both(
+    local_ray: None, made: Made, tmp_path: Path
+) -> None:
+    """Every answer is the old model's to the old tokens, or the new one's to the new ones."""
+    other, pair = other_words(tmp_path), {"least": 2, "most": 2}
+    expected = [text_of(one, "the quick", 24) for one in (made, other)]
+    args = {"num_blocks": 32, "replicas": pair}
+    answers: list[httpx.Response] = []
+    with serving({"pair": {"model": str(made.engine("before")), **args}}) as found:
+        before = replicas("pair")
+        with asking(found.url, "pair", answers):
+            wait_for(lambda: len(answers) > 3)
+            change(found, {"pair": {"model": str(other.engine("after")), **args}})
+            wait_for(lambda: len(replicas("pair")) == 2 and not {*before} & {*replicas("pair")}, MINUTES)
+            count = len(answers)
+            wait_for(lambda: len(answers) > count + 6, MINUTES)
+    assert {one.status_code for one in answers} == {200}, [one.text for one in answers]
+    texts = [one.json()["choices"][0]["text"] for one in answers]
+    assert texts[0] == expected[0] != expected[1] == texts[-1] and {*texts} == {*expected}
+
+
+def other_words(folder: Path) -> Made:
+    """Other weights, and the same words under other numbers."""
+    found = make(folder)
+    ids = {name: getattr(found.model.config, name) for name in ("eos_token_id", "bos_token_id")}
+    sizes = {"vocab_size": 410, "num_hidden_layers": 2, "initializer_range": 0.3}
+    save_llama(folder / "model", seed=1, **sizes, **ids, pad_token_id=0)
+    file = folder / "model" / "tokenizer.json"
+    known = json.loads(file.read_text())
+    words = known["model"]["vocab"]
+    numbers = [*words.values()]
+    known["model"]["vocab"] = dict(zip(words, [*numbers[:200], *reversed(numbers[200:])], strict=True))
+    file.write_text(json.dumps(known))
+    tokenizer = AutoTokenizer.from_pretrained(folder / "model")
+    model = LlamaForCausalLM.from_pretrained(folder / "model", dtype=torch.float32).eval()
+    return replace(found, model=model, tokenizer=tokenizer)
+
+
+def text_of(made: Made, prompt: str, tokens: int) -> str:
+    (found,) = made.generated(made.tokenizer.encode(prompt), max_new_tokens=tokens)
+    return made.tokenizer.decode(found, skip_special_tokens=True)
 
 
 def test_to_no_replica_and_back(local_ray: None, engine: str) -> None:
@@ -141,30 +187,6 @@ def test_an_engine_that_fails_for_good_beside_a_sound_one(local_ray: None, made:
     assert len(answers) > 3 and {one.status_code for one in answers} == {200}, [
         one.text for one in answers if one.status_code != 200
     ]
-
-
-@pytest.mark.long
-def test_a_node_that_dies_costs_nobody_a_request(local_ray: Cluster, engine: str) -> None:
-    """Its model's replica has room on one other node only, which comes to hold it."""
-    far = {"model": engine, "num_blocks": 32, "cpus_per_rank": 10.0}
-    nodes = [local_ray.add_node(num_cpus=12, object_store_memory=80 << 20) for _ in range(2)]
-    answers: dict[str, list[httpx.Response]] = {"far": [], "near": []}
-    try:
-        with serving({"far": far, "near": {"model": engine, "num_blocks": 32}}) as found:
-            before = replicas("near"), processes("far")
-            with asking(found.url, "far", answers["far"]), asking(found.url, "near", answers["near"]):
-                psutil.Process(before[1][0]).parent().kill()
-                since, count = time.monotonic(), len(answers["far"])
-                wait_for(lambda: processes("far") not in ([], before[1]), MINUTES)
-                print(f"a replica on another node after {time.monotonic() - since:.1f} s")
-                wait_for(lambda: len(answers["far"]) > count + 3, MINUTES)
-            assert replicas("near") == before[0]
-    finally:
-        for node in nodes:
-            local_ray.remove_node(node, allow_graceful=False)
-    for model, found_answers in answers.items():
-        assert {one.status_code for one in found_answers} == {200}, model
-        assert len({one.json()["choices"][0]["text"] for one in found_answers}) == 1
 
 
 def test_a_model_is_converted_and_built_before_it_is_served(
