@@ -1,8 +1,10 @@
 """Slots whose texts are held to a grammar: which tokens each may get next.
 
 A mask is computed on the host, from all of a text: so the last token of such a text comes with the plan, in a
-run, and a step that gives it the next one is planned when the last one's result is known. Nobody else waits:
-masks are made while the device computes, and grammars are compiled in a thread from the moment of admission.
+run, and a step that gives it the next one is planned when the last one's result is known. Nobody else waits
+for that: masks are made while the device computes. Grammars are compiled in a thread from the moment of
+admission; a step with a text whose grammar is not compiled by then waits for it, so whoever takes requests
+bounds what that takes.
 """
 
 from __future__ import annotations

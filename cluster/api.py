@@ -51,7 +51,10 @@ def create_app(
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
         async with opening() as models:
             service.follow(models)
-            yield
+            try:
+                yield
+            finally:
+                service.grammars.close()
 
     routes = [
         Route("/v1/chat/completions", Generate(service, CHAT), methods=["POST"]),

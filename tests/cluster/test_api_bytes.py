@@ -295,6 +295,17 @@ def test_the_field_that_was_given_is_to_blame(strict: httpx.Client, name: str, t
     assert error["param"] == name and name in error["message"]
 
 
+def test_what_takes_for_ever_to_compile_is_ended() -> None:
+    """A schema of 22 parts, each twice in the one before."""
+    defs: dict[str, Any] = {f"d{n}": {"allOf": 2 * [{"$ref": f"#/$defs/d{n + 1}"}]} for n in range(22)}
+    hostile = {"$ref": "#/$defs/d0", "$defs": {**defs, "d22": {"type": "string", "pattern": "a.*"}}}
+    with client_of(FakeEngine(TOKENS), grammar_timeout_s=0.5) as client:
+        error = error_of(client.post("/v1/completions", json={**COMPLETION, "guided_json": hostile}), 400)
+        assert "takes more than 0.5 s to compile" in error["message"] and error["param"] == "guided_json"
+        wish = {**COMPLETION, "guided_json": {"type": "object"}}
+        assert client.post("/v1/completions", json=wish).status_code == 200
+
+
 MESSAGES = [
     ([], "messages"),
     ([{"role": "user"}], "messages[0].content"),
