@@ -71,7 +71,7 @@ def create_app(
         Route("/openapi.json", _Document(has_keys=access.keys_file is not None)),
     ]
     service.counts.routes = frozenset(route.path for route in routes)
-    return Starlette(
+    app = Starlette(
         routes=routes,
         lifespan=lifespan,
         middleware=_middleware(access, service, processes),
@@ -83,6 +83,8 @@ def create_app(
             Exception: _broken,
         },
     )
+    app.state.service = service
+    return app
 
 
 def _middleware(access: Access, service: Service, processes: int) -> list[Middleware]:

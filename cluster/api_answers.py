@@ -180,8 +180,8 @@ class Model(Struct, frozen=True, kw_only=True):
     created: int
     object: Literal["model"] = "model"
     owned_by: str = "rankforge"
-    max_model_len: int
-    """Tokens of a prompt and what follows it."""
+    max_model_len: int | None
+    """Tokens of a prompt and what follows it; null until the model is open, as with its first request."""
 
 
 class Models(Struct, frozen=True, kw_only=True):

@@ -25,10 +25,16 @@ class Plain:
         self._metrics = ApiMetrics(service.counts, service.engines)
 
     async def models(self, _request: Request) -> Response:
-        return _json(Models(data=[_described(model) for model in self._service.models.values()]))
+        found = [_described(model) for model in self._service.models.values()]
+        return _json(
+            Models(data=found + [_closed(name, came) for name, came in self._service.closed.items()])
+        )
 
     async def model(self, request: Request) -> Response:
-        return _json(_described(self._service.model(request.path_params["model"])))
+        name = request.path_params["model"]
+        if came := self._service.closed.get(name):
+            return _json(_closed(name, came))
+        return _json(_described(self._service.model(name)))
 
     async def embeddings(self, _request: Request) -> Response:
         raise invalid(
@@ -79,6 +85,10 @@ class Plain:
 def _described(model: ServedModel) -> Model:
     facts = model.facts
     return Model(id=facts.name, created=model.created, max_model_len=facts.limits.max_seq_len)
+
+
+def _closed(name: str, came: int) -> Model:
+    return Model(id=name, created=came, max_model_len=None)
 
 
 def _json(body: msgspec.Struct) -> Response:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -24,6 +24,9 @@ class Catalogue(Protocol):
 
     async def find(self, name: str | None) -> ServedModel | None:
         """One that is not open yet, once it is; None where there is none of this name."""
+
+    def names(self) -> Mapping[str, int]:
+        """All that there are, those that are not open too, and when each came, in seconds since 1970."""
 
     async def renew(self, name: str) -> None:
         """The model has another tokenizer meanwhile, or will have; waits a little."""
@@ -69,6 +72,12 @@ class Service:
             return model
         return self.model(name)
 
+    @property
+    def closed(self) -> dict[str, int]:
+        """Models that answer once they are open, and when each came."""
+        names = self._catalogue.names() if self._catalogue else {}
+        return {name: came for name, came in names.items() if name not in self.models}
+
     async def renew(self, model: ServedModel) -> None:
         """Its tokens were refused: it is to be found again."""
         if self._catalogue:
@@ -85,9 +94,10 @@ class Service:
         if name is None and len(self.models) == 1:
             return next(iter(self.models.values()))
         if name is None or name not in self.models:
+            there = " or ".join((*self.models, *self.closed))
             raise ApiError(
                 status=404,
-                message=f"The model {(name or '')[:200]!r} does not exist; use {' or '.join(self.models)}",
+                message=f"The model {(name or '')[:200]!r} does not exist; use {there}",
                 param="model",
                 code="model_not_found",
             )

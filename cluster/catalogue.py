@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import tempfile
+import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -15,11 +16,11 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview
 
-from builders.errors import RankforgeError, UserError, WorkerError
+from builders.errors import BusyError, RankforgeError, UserError, WorkerError
 from cluster.api_config import ApiConfig
 from cluster.api_service import Service
 from cluster.local_app import served
-from cluster.remote_engine import Attend, RemoteEngine
+from cluster.remote_engine import Attend, RemoteEngine, first_line
 from cluster.replica import Card
 from cluster.serve_cause import raised_in
 from cluster.served_model import ServedModel
@@ -74,6 +75,8 @@ class _Entry:
     deployed_s: float = 0.0
     """Of the configuration that `served` was opened with."""
     opening: asyncio.Task[ServedModel] | None = field(default=None)
+    waiting: int = 0
+    """Requests that wait for it to be open."""
 
     @property
     def running(self) -> int:
@@ -113,9 +116,25 @@ class ServeCatalogue:
         entry = self._entries.get(name or "")
         if entry is None:
             return None
-        if entry.served is None and (why := _hopeless(entry)):
-            raise WorkerError(f"{name}: {why}")
-        return entry.served or await asyncio.shield(self._open(name or "", entry))
+        return entry.served or await self._waited_for(name or "", entry)
+
+    async def _waited_for(self, name: str, entry: _Entry) -> ServedModel:
+        """As many may wait for a model to be open as for one that is: then it takes them, or refuses."""
+        if entry.waiting >= (most := self._config.max_waiting):
+            raise BusyError(f"{most} requests wait for {name} already")
+        entry.waiting += 1
+        try:
+            opening = None if _hopeless(entry) else self._open(name, entry)
+            while opening and not opening.done() and not _hopeless(entry):
+                await asyncio.wait({opening}, timeout=_LOOK_S)
+        finally:
+            entry.waiting -= 1
+        if opening and opening.done() and not opening.cancelled():
+            return opening.result()
+        raise WorkerError(f"{name}: {_hopeless(entry) or 'is not served any more'}")
+
+    def names(self) -> Mapping[str, int]:
+        return {name: int(entry.status.last_deployed_time_s) for name, entry in self._entries.items()}
 
     async def renew(self, name: str) -> None:
         """Some of its replicas have another tokenizer than is known here."""
@@ -148,10 +167,11 @@ class ServeCatalogue:
             if MODEL not in status.deployments:  # no model, or one that is about to be another
                 continue
             entry = self._entries.setdefault(name, _Entry(status))
-            entry.status = status
+            entry.status, is_sound = status, status.status == ApplicationStatus.RUNNING
             if entry.engine:
                 entry.engine.learn(_hopeless(entry))
-            if entry.running and not entry.is_current and status.status == ApplicationStatus.RUNNING:
+                entry.engine.reports.expect(entry.running, is_sound=is_sound)
+            if entry.running and not entry.is_current and is_sound:
                 self._open(name, entry)
         self._has_looked = True
         self._tell()
@@ -177,16 +197,26 @@ class ServeCatalogue:
     def _open(self, name: str, entry: _Entry) -> asyncio.Task[ServedModel]:
         """Only one at a time; who waits for it does not end it by leaving."""
         if entry.opening is None:
-            entry.opening = asyncio.get_running_loop().create_task(self._opened(name, entry))
+            entry.opening = asyncio.get_running_loop().create_task(self._opened_or_failed(name, entry))
             entry.opening.add_done_callback(lambda task: _closed(name, entry, task))
         return entry.opening
 
+    async def _opened_or_failed(self, name: str, entry: _Entry) -> ServedModel:
+        """What keeps a model from being open is no mistake of who asks for it."""
+        try:
+            return await self._opened(name, entry)
+        except (RayError, RayServeException) as error:
+            raise WorkerError(f"{name}: cannot be opened: {first_line(error)}") from error
+        except UserError as error:
+            raise WorkerError(f"cannot be opened: {error}") from error
+
     async def _opened(self, name: str, entry: _Entry) -> ServedModel:
+        clock = time.monotonic()
         deployed_s, replicas = entry.status.last_deployed_time_s, self._cluster.replicas(name)
         is_settled = entry.status.status == ApplicationStatus.RUNNING  # or the card may be an old replica's
         card = await replicas.card()
         phases = ", ".join(f"{phase} {taken:.2f} s" for phase, taken in card.seconds.items())
-        _LOG.info("%s: %s", name, phases)
+        _LOG.info("%s: answers after %.2f s: %s", name, time.monotonic() - clock, phases)
         if is_settled:
             entry.deployed_s = deployed_s
         if entry.served and entry.card and entry.card.is_as(card):
@@ -201,7 +231,7 @@ class ServeCatalogue:
 def _closed(name: str, entry: _Entry, task: asyncio.Task[ServedModel]) -> None:
     entry.opening = None
     if not task.cancelled() and (error := task.exception()):
-        _LOG.warning("%s: cannot be opened: %s", name, error)
+        _LOG.warning("%s: %s", name, error)
 
 
 def _hopeless(entry: _Entry) -> str | None:

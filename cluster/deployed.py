@@ -18,7 +18,8 @@ from ray import serve
 from ray.exceptions import RayError
 from ray.serve._private.client import ServeControllerClient
 from ray.serve.context import _get_global_client
-from ray.serve.schema import ApplicationStatus, ServeDeploySchema
+from ray.serve.exceptions import RayServeException
+from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview, ServeDeploySchema
 
 from builders.errors import RankforgeError, WorkerError
 from cluster.catalogue import MODEL, RUNNING
@@ -26,9 +27,10 @@ from cluster.replica import Card
 from cluster.serve_cause import raised_in
 from cluster.serve_plan import API, Service
 from cluster.serve_port import check_free, check_same
-from cluster.serving import api, model
+from cluster.serving import API_DEPLOYMENT, api, model
 
 _LOOK_S = 0.2
+_ANSWER_S = 5.0
 _SOON_S = 5.0
 """So long after its models the API may need, before it is asked what keeps it."""
 
@@ -61,7 +63,7 @@ def deployed(
         names = [app["name"] for app in service.schema["applications"]]
         ours = [name for name in names if name not in before.applications]
         if has_answered or not is_own:
-            _drain(service, ours, drain_s if has_answered else 0, notes)
+            _drain(service, ours, drain_s if has_answered else 0, notes, is_all=not before.proxies)
             if not before.proxies:
                 serve.shutdown()
 
@@ -74,6 +76,8 @@ def _start(service: Service, scratch: Path | None, *, is_new: bool) -> None:
         "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
         "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_port()),  # or services of a machine mix
+        "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(free_port()),
         "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
         "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",  # a busy machine takes longer than Serve's 5
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",
@@ -163,9 +167,9 @@ def _until_ready(service: Service, notes: TextIO) -> None:
             status = found[name].status
             if status == ApplicationStatus.DEPLOY_FAILED:
                 raise _failure(name, found[name])
-            if said.get(name) != status.value:
-                said[name] = status.value
-                print(f"{name}: {status.value.lower().replace('_', ' ')}", file=notes, flush=True)
+            if said.get(name) != (state := _state(found[name])):
+                said[name] = state
+                print(f"{name}: {state}", file=notes, flush=True)
             if status == ApplicationStatus.RUNNING:
                 waiting.discard(name)
                 if name in service.models:
@@ -177,6 +181,13 @@ def _until_ready(service: Service, notes: TextIO) -> None:
             said[service.api] = why
             print(f"{service.api}: {why}", file=notes, flush=True)
         time.sleep(_LOOK_S)
+
+
+def _state(app: ApplicationStatusOverview) -> str:
+    """With what Serve says of it, such as what it waits for."""
+    message = app.deployments[MODEL].message if MODEL in app.deployments else app.message
+    said = " ".join(message.split())[:500]
+    return f"{app.status.value.lower().replace('_', ' ')}{': ' if said else ''}{said}"
 
 
 def _failure(name: str, status: Any) -> RankforgeError:
@@ -211,14 +222,45 @@ def _message(error: urllib.error.HTTPError) -> str:
         return str(error)
 
 
-def _drain(service: Service, ours: list[str], drain_s: float, notes: TextIO) -> None:
-    """First the API, whose requests need the models; then those."""
-    apis = [name for name in ours if name == service.api]
+def _drain(service: Service, ours: list[str], drain_s: float, notes: TextIO, *, is_all: bool) -> None:
+    """First the API, whose requests need the models. Until all else is gone it tells so to who asks.
+
+    Where all of Serve ends, it ends together with what brings requests to it.
+    """
+    there = [name for name in ours if name in serve.status().applications]
+    apis = [name for name in there if name == service.api]
+    models = [name for name in there if name not in apis]
     deadline = time.monotonic() + drain_s
-    for names in (apis, [name for name in ours if name not in apis]):
-        if there := [name for name in names if name in serve.status().applications]:
-            print(f"draining {', '.join(there)}", file=notes, flush=True)
-            for name in there:
-                serve.delete(name, _blocking=False)
+    for name in apis:
+        _say_draining(apis, notes)
+        while _under_way(name) and time.monotonic() < deadline:
+            time.sleep(_LOOK_S)
+    _say_draining(models, notes)
+    for names in (models, [] if is_all else apis):
+        for name in names:
+            serve.delete(name, _blocking=False)
         while time.monotonic() < deadline and any(name in serve.status().applications for name in names):
             time.sleep(_LOOK_S)
+
+
+def _say_draining(names: list[str], notes: TextIO) -> None:
+    if names:
+        print(f"draining {', '.join(names)}", file=notes, flush=True)
+
+
+def _under_way(name: str) -> int:
+    """Requests in the API's processes, which take no more of them from now on."""
+    found = serve.status().applications.get(name)
+    if not found or API_DEPLOYMENT not in found.deployments:
+        return 0
+    if not found.deployments[API_DEPLOYMENT].replica_states.get(RUNNING):
+        return 0
+    asked = serve.get_deployment_handle(API_DEPLOYMENT, name).broadcast("drain")
+    try:
+        return sum(asked.results(timeout_s=_ANSWER_S))
+    except (
+        TimeoutError,
+        RayError,
+        RayServeException,
+    ):  # one has just died
+        return 1

@@ -7,7 +7,7 @@ over nodes, so a stage is inside one node whatever the strategy; stages may be o
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from builders.errors import LayoutError
 
@@ -89,6 +89,15 @@ def plan(needs: Needs, nodes: Sequence[Node]) -> Plan:
     if found is None:
         raise LayoutError(_why_not(needs, nodes, usable, first, stage))
     return Plan(bundles=wanted.bundles, of_rank=wanted.of_rank, nodes=found)
+
+
+def without(nodes: Sequence[Node], taken: Plan) -> list[Node]:
+    """What a plan leaves of the nodes that it was made for."""
+    left = {node.name: dict(node.free) for node in nodes}
+    for name, bundle in zip(taken.nodes, taken.bundles, strict=True):
+        for resource, number in bundle.items():
+            left[name][resource] -= number
+    return [replace(node, free=left[node.name]) for node in nodes]
 
 
 def _stage(needs: Needs) -> dict[str, float]:

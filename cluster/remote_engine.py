@@ -12,14 +12,15 @@ from msgspec.structs import replace
 from ray.exceptions import RayActorError, RayError, TaskCancelledError
 from ray.serve.exceptions import BackPressureError, RayServeException
 
-from actors.engine_stats import EngineStats, continued
+from actors.engine_stats import EngineStats
 from actors.messages import Request, Tokens, encode
 from builders.errors import BusyError, RankforgeError, RequestError, WordsError, WorkerError
 from cluster.engine_client import EngineLoad, ModelFacts
 from cluster.frames import Line
 from cluster.news_stream import NewsStream
+from cluster.replica_reports import Reports
 from cluster.told import Told
-from cluster.wire import Door, Ended, NewsPort, Report, error_of
+from cluster.wire import Door, Ended, NewsPort, error_of
 
 _LATE_S = 10.0
 """How long news may be under way when the call that they belong to has ended."""
@@ -31,13 +32,6 @@ _MOST_DEATHS, _PAUSE_S = 3, 0.2
 
 _FAILING_S = 60.0
 """How long Serve may go on choosing replicas whose engine has failed, though there are others."""
-
-_HEARD_S, _SILENT_S = 5.0, 15.0
-"""Replicas that have said nothing for so long count no more, and are asked to; and are forgotten."""
-
-
-_MOST_SILENT = 64
-"""Replicas of which it is remembered what they had counted, each by itself."""
 
 
 class Call(Protocol):
@@ -117,14 +111,8 @@ class RemoteEngine:
         self._running = 0
         self._hopeless_for: str | None = None
         """Why no replica takes requests, as far as Serve says."""
-        self._failed_last: str | None = None
-        """What the last replica's engine failed of; nothing, while one works."""
-        self._gone = EngineStats()
-        """What replicas have counted that are not heard of any more."""
-        self._silent: dict[Line, EngineStats] = {}
-        """Of those that have been silent for long, and may be heard again; the longest silent first."""
-        self._reports: dict[Line, tuple[float, Report]] = {}
-        port.listen(facts.name, self._hear)
+        self.reports = Reports(facts.name)
+        port.listen(facts.name, self.reports.take)
 
     @property
     def facts(self) -> ModelFacts:
@@ -162,46 +150,19 @@ class RemoteEngine:
 
     def load(self) -> EngineLoad:
         waiting = len(self._visits) - self._running
-        reports = [*self._heard().values()]
-        why = next((said for one in reports if (said := one.recovering or one.failure)), None)
+        reports = [*self.reports.heard.values()]
+        said = next((said for one in reports if (said := one.recovering or one.failure)), None)
+        why = said or self.reports.absence
         failure = self._hopeless_for or (why if reports and all(one.failure for one in reports) else None)
         return EngineLoad(running=self._running, waiting=waiting, failure=failure, recovering=why)
 
     def heard_of(self) -> int:
         """How many replicas say how they are."""
-        return len(self._heard())
-
-    def _heard(self) -> dict[Line, Report]:
-        """Of each replica, what it said last; one that is dead says nothing."""
-        since = self._loop.time() - _HEARD_S
-        return {sender: report for sender, (heard, report) in self._reports.items() if heard > since}
+        return len(self.reports.heard)
 
     def stats(self) -> EngineStats:
         """Of all replicas that have had a request from here."""
-        self._forget_silent()
-        reports = [report.stats for _, report in self._reports.values()]
-        found = self._gone
-        for stats in (*self._silent.values(), *reports):
-            found = continued(found, stats)
-        return replace(
-            found,
-            cache_blocks=sum(stats.cache_blocks for stats in reports),
-            cache_blocks_used=sum(stats.cache_blocks_used for stats in reports),
-        )
-
-    def _hear(self, sender: Line, report: Report) -> None:
-        self._silent.pop(sender, None)
-        self._reports[sender] = self._loop.time(), report
-        self._failed_last = report.failure
-
-    def _forget_silent(self) -> None:
-        now = self._loop.time()
-        for sender, (heard, report) in [*self._reports.items()]:
-            if now - heard > _SILENT_S:
-                del self._reports[sender]
-                self._silent[sender] = report.stats
-        while len(self._silent) > _MOST_SILENT:
-            self._gone = continued(self._gone, self._silent.pop(next(iter(self._silent))))
+        return self.reports.stats()
 
     def leave(self) -> None:
         """The model is taken away."""
@@ -211,7 +172,7 @@ class RemoteEngine:
         """Why no replica starts, as far as Serve says, where none runs; or that it is not so."""
         self._hopeless_for = None
         if hopeless:
-            first = f"{self._failed_last}; " if self._failed_last else f"{self._facts.name}: "
+            first = f"{self.reports.failed_last}; " if self.reports.failed_last else f"{self._facts.name}: "
             self._give_up(f"{first}{hopeless}")
 
     def _give_up(self, why: str) -> None:
@@ -247,7 +208,7 @@ class RemoteEngine:
         except TaskCancelledError:
             pass
         except (RayError, RayServeException) as error:
-            visit.fail(WorkerError(f"{self._facts.name}: its replica failed: {_first_line(error)}"))
+            visit.fail(WorkerError(f"{self._facts.name}: its replica failed: {first_line(error)}"))
 
     async def _loss(self, visit: _Visit) -> RayActorError | WorkerError | None:
         """Waits for the end of a call; what killed its replica or its engine, if that is what ended it."""
@@ -261,6 +222,8 @@ class RemoteEngine:
 
     def _goes_on(self, visit: _Visit, lost: RayActorError | WorkerError) -> bool:
         self._port.forget(visit.known_as)
+        if isinstance(lost, RayActorError):
+            self.reports.bury(visit.sender, lost)
         if visit.stream.has_ended:
             return False
         if error := self._hopeless(visit, lost):
@@ -275,7 +238,7 @@ class RemoteEngine:
         if isinstance(lost, RayActorError):
             visit.deaths += 1
             is_too_much = visit.deaths > _MOST_DEATHS
-            why = WorkerError(f"{self._facts.name}: its replicas die: {_first_line(lost)}")
+            why = WorkerError(f"{self._facts.name}: its replicas die: {first_line(lost)}")
             return why if is_too_much else None
         now = self._loop.time()
         visit.failing_since = visit.failing_since or now
@@ -283,7 +246,7 @@ class RemoteEngine:
 
     def _others(self, but: Line | None) -> bool:
         """Whether another replica's engine works."""
-        return any(not report.failure for sender, report in self._heard().items() if sender != but)
+        return any(not report.failure for sender, report in self.reports.heard.items() if sender != but)
 
     async def _late(self, visit: _Visit) -> None:
         deadline = self._loop.time() + _LATE_S
@@ -302,6 +265,7 @@ async def _result(call: Call) -> None:
     await call
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What Ray and Serve say takes many."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0] if lines else 'no more is known'}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -11,9 +12,12 @@ from functools import partial
 from hashlib import sha256
 from pathlib import Path
 
+import ray
+
 from actors.messages import Request, decode
 from actors.open_generator import GeneratorOptions, open_generator
 from actors.sampling_params import SamplingParams
+from builders.engine_manifest import EngineManifest
 from builders.errors import RankforgeError, UserError, WordsError, WorkerError
 from builders.keys import content_key
 from cluster.engine_client import ModelFacts, facts_of
@@ -58,8 +62,9 @@ class Card:
 class Replica:
     """For one event loop. Every request is a call of Serve's that lasts as long as the request."""
 
-    def __init__(self, engine: LocalEngine, card: Card) -> None:
+    def __init__(self, engine: LocalEngine, card: Card, whereabouts: str = "") -> None:
         self.engine, self.card, self._words = engine, card, card.words
+        self._whereabouts = whereabouts
         self._lines: dict[bytes, NewsLine] = {}
         self._reporting = asyncio.get_running_loop().create_task(self._report())
 
@@ -106,7 +111,8 @@ class Replica:
 
     def _state(self) -> Report:
         load = self.engine.load()
-        return Report(self.card.facts.name, self.engine.stats(), load.recovering, load.failure)
+        stats, where = self.engine.stats(), self._whereabouts
+        return Report(self.card.facts.name, stats, load.recovering, load.failure, where)
 
     async def close(self) -> None:
         self._reporting.cancel()
@@ -156,7 +162,14 @@ async def open_replica(
         tool_format=config.tool_format,
         seconds=spent,
     )
-    return Replica(engine, card)
+    return Replica(engine, card, _whereabouts(source.manifest))
+
+
+def _whereabouts(engine: EngineManifest) -> str:
+    """Of this process; it holds rank 0 as `engine_maker.needs` has it."""
+    is_beside = engine.target != "cpu" and engine.checkpoint.mapping.world_size > 1
+    host = ray.util.get_node_ip_address()
+    return f"{'its replica' if is_beside else 'rank 0'} on node {host} (pid {os.getpid()})"
 
 
 def _opened(name: str, engine_dir: Path, options: GeneratorOptions) -> RecoveringSource:

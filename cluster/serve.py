@@ -15,6 +15,7 @@ from typing import TextIO
 
 import ray
 
+from builders.errors import LayoutError, UserError
 from cluster.deployed import deployed
 from cluster.placement import Node
 from cluster.ray_cluster import cluster_of, join, warn_of_open_door
@@ -53,6 +54,7 @@ def _cluster(address: str | None, service: Service, notes: TextIO) -> Iterator[P
             _ = service.wanted  # or its refusal comes from the cluster, later
         join(address)
         warn_of_open_door(notes)
+        _warn_of_no_room(service, notes)
         yield None
         return
     check_free(service)
@@ -61,6 +63,17 @@ def _cluster(address: str | None, service: Service, notes: TextIO) -> Iterator[P
         service.check(nodes())
         with TemporaryDirectory(prefix="rankforge-") as folder:
             yield Path(folder)
+
+
+def _warn_of_no_room(service: Service, notes: TextIO) -> None:
+    """More nodes may come; and they may see folders that this machine does not."""
+    try:
+        service.check(nodes())
+    except LayoutError as error:
+        print(f"warning: {error}; waiting until there is room", file=notes, flush=True)
+    except UserError:
+        if not service.is_file:
+            raise
 
 
 def nodes() -> list[Node]:

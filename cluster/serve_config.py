@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -165,7 +165,15 @@ def model_config(args: Mapping[str, Any]) -> ModelConfig:
 
 def service_config(args: Mapping[str, Any]) -> ServiceConfig:
     """Checked; errors are one line."""
-    return from_json(ServiceConfig, args)
+    config = from_json(ServiceConfig, args)
+    if (file := config.access.keys_file) is None:
+        return config
+    if not (found := file.expanduser()).is_absolute():
+        raise UserError(
+            f"access: keys_file={file}: must be an absolute path, or begin with ~/: processes of the API "
+            "work in folders of their own"
+        )
+    return replace(config, access=replace(config.access, keys_file=found))
 
 
 def _check_least(name: str, value: float, least: float, *, above: bool = False) -> None:

@@ -17,7 +17,7 @@ from cluster.build_options import BuildOptions
 from cluster.engine_maker import needs
 from cluster.foresight import foresee
 from cluster.options import declared
-from cluster.placement import CPU, Needs, Node, bundles_of, plan
+from cluster.placement import CPU, Needs, Node, Plan, bundles_of, plan, without
 from cluster.serve_config import (
     ModelConfig,
     ServiceConfig,
@@ -51,8 +51,8 @@ class Service:
     def url(self) -> str:
         """As a caller on this machine writes it."""
         http = self.schema["http_options"]
-        host = "127.0.0.1" if http["host"] in ("0.0.0.0", "::") else http["host"]
-        return f"http://{host}:{http['port']}"
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(http["host"], http["host"])
+        return f"http://{f'[{host}]' if ':' in host else host}:{http['port']}"
 
     @property
     def wanted(self) -> list[tuple[str, Needs, int]]:
@@ -86,12 +86,23 @@ class Service:
             _of_model(name, foresee, config)
 
     def check(self, nodes: Sequence[Node]) -> None:
-        """Refuse what these nodes could never hold."""
-        for name, wanted, _ in self.wanted:
-            try:
-                plan(wanted, nodes)
-            except LayoutError as error:
-                raise LayoutError(f"{name}: {error}") from error
+        """Refuse what these nodes could never hold: a model alone, or all replicas that are to start."""
+        wanted = self.wanted
+        for name, needed, _ in wanted:
+            _fitted(name, needed, nodes)
+        left = nodes
+        for name, needed, _ in wanted:
+            count = self.models[name].replicas.first
+            for number in range(1, count + 1):
+                what = f"{name}: replica {number} of {count}, after what comes before it"
+                left = without(left, _fitted(what, needed, left))
+
+
+def _fitted(what: str, needed: Needs, nodes: Sequence[Node]) -> Plan:
+    try:
+        return plan(needed, nodes)
+    except LayoutError as error:
+        raise LayoutError(f"{what}: {error}") from error
 
 
 def _of_model(name: str, look: Callable[[ModelConfig], Found], config: ModelConfig) -> Found:

@@ -21,8 +21,8 @@ from ray.exceptions import RayError, RayTaskError
 from ray.serve._private.logging_utils import get_serve_logs_dir
 from ray.serve.context import _get_global_client
 from ray.serve.exceptions import RayServeException
-from ray.util.placement_group import placement_group_table
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+from starlette.applications import Starlette
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -31,12 +31,14 @@ from actors.rank_actors import Room
 from builders.errors import RankforgeError
 from cluster.access import bound
 from cluster.api import create_app
+from cluster.api_service import Service
 from cluster.catalogue import MODEL, Cluster, ServeCatalogue, watched
 from cluster.engine_client import EngineLoad
 from cluster.engine_maker import Made, found, made, needs
 from cluster.placement import Needs, Plan, bundles_of
 from cluster.remote_engine import Attend, Call
 from cluster.replica import Card, Replica, open_replica
+from cluster.replica_start import placed_s, started_s
 from cluster.request_log import log_requests_to
 from cluster.serve_config import (
     ModelConfig,
@@ -48,6 +50,9 @@ from cluster.serve_config import (
 )
 from cluster.serve_state import applications
 from cluster.wire import Door
+
+API_DEPLOYMENT = "Api"
+"""The deployment of the API."""
 
 _STARTS = 3
 """How often a replica that cannot start is tried."""
@@ -106,7 +111,7 @@ def api(args: dict[str, Any]) -> serve.Application:
     return (
         cast(Any, serve.deployment(serve.ingress(application)(Api)))
         .options(
-            name="Api",
+            name=API_DEPLOYMENT,
             num_replicas=config.replicas,
             max_ongoing_requests=2**20,  # the limits are `config.limits`, whose answers callers understand
             ray_actor_options={"num_cpus": config.cpus, "runtime_env": {"env_vars": ENVIRONMENT}},
@@ -130,7 +135,7 @@ class Model:
     async def __init__(self, config: ModelConfig, room: Room) -> None:  # type: ignore[misc]  # Serve waits
         name = model_name(serve.get_replica_context().app_name)
         log_with_serve()
-        seconds = {"placed": _placed_s()}
+        seconds = {"placed": placed_s(), "started": started_s()}
         engine = await _made(config)
         options = GeneratorOptions(
             num_blocks=config.num_blocks,
@@ -165,6 +170,12 @@ class Model:
 
 class Api:
     """The process around the application."""
+
+    async def drain(self) -> int:
+        """Take no more requests to generate; how many are under way."""
+        service: Service = cast(Any, self).app.service
+        service.is_draining = True
+        return service.under_way
 
 
 def _scaling(config: ModelConfig) -> dict[str, Any]:
@@ -228,12 +239,6 @@ def _is_no_call(record: logging.LogRecord) -> bool:
     return not getattr(record, "serve_access_log", False)
 
 
-def _placed_s() -> float:
-    """How long Ray looked for room, new nodes included."""
-    table = placement_group_table(ray.util.get_current_placement_group())
-    return float(table["stats"]["end_to_end_creation_latency_ms"]) / 1e3
-
-
 def _application(config: ServiceConfig) -> ASGIApp:
     """In the replica's process."""
     without_calls()
@@ -251,8 +256,9 @@ def _application(config: ServiceConfig) -> ASGIApp:
 class _Nameless:
     """Serve says in every answer whose it is, by the name that our application got from it."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: Starlette) -> None:
         self._app = app
+        self.service: Service = app.state.service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         def nameless(message: Message) -> Awaitable[None]:

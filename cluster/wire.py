@@ -49,6 +49,8 @@ class Report(Struct, frozen=True, array_like=True):
     """Why its ranks are being started anew."""
     failure: str | None = None
     """Why it takes no requests."""
+    whereabouts: str = ""
+    """Of its process, as a cause of failure names it."""
 
 
 class Posted(Struct, frozen=True, array_like=True):

@@ -235,7 +235,8 @@ def test_what_serve_raises(error: BaseException, kind: type[Exception], message:
             it.ways += [lambda _request, _door: _raising(error)] * 9
             with pytest.raises(kind, match=message):
                 await read(it.remote.submit(request()))
-            assert it.remote.load() == EngineLoad()
+            load = it.remote.load()
+            assert (load.running, load.waiting, load.failure) == (0, 0, None)
 
     asyncio.run(main())
 
@@ -333,7 +334,7 @@ def test_replicas_are_heard_of_before_any_request() -> None:
 
 def test_a_replica_that_is_gone_is_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
     """What it said last does not keep its model from being ready."""
-    monkeypatch.setattr("cluster.remote_engine._HEARD_S", 2.5)
+    monkeypatch.setattr("cluster.replica_reports._HEARD_S", 2.5)
 
     async def main() -> None:
         async with case(Source(error=WorkerError("rank 1 died"))) as it:
@@ -346,6 +347,61 @@ def test_a_replica_that_is_gone_is_not_believed(monkeypatch: pytest.MonkeyPatch)
     asyncio.run(main())
 
 
+def test_a_replica_that_died_is_told_of_at_once() -> None:
+    """Where it was and how it ended, until another one is there."""
+    died = ActorDiedError()
+    died.error_msg = "The actor is dead because its worker process was killed"
+
+    async def main() -> None:
+        async with case() as it:
+            first = Replica(LocalEngine(it.source, FACTS), it.replica.card, "rank 0 on node n1 (pid 7)")
+            is_over = asyncio.Event()
+
+            async def dies(data: bytes, door: Door) -> None:
+                attending = asyncio.ensure_future(first.attend(data, door))
+                await until(lambda: it.remote.heard_of())
+                attending.cancel()
+                raise died
+
+            async def waits(data: bytes, door: Door) -> None:
+                await is_over.wait()
+                await it.replica.attend(data, door)
+
+            it.ways += [waits, dies]
+            it.source.max_steps = threading.Semaphore(0)
+            stream = it.remote.submit(request())
+            first.greet(it.port.door)
+            await until(lambda: it.remote.load().recovering)
+            cause = "fake: rank 0 on node n1 (pid 7): its process died (its worker process was killed)"
+            assert it.remote.load().recovering == cause
+            it.remote.reports.expect(0, is_sound=False)  # Serve has noticed
+            assert it.remote.load().recovering == cause
+            is_over.set()
+            it.source.max_steps.release(10**6)
+            await read(stream)
+            it.replica.greet(it.port.door)
+            await until(lambda: not it.remote.load().recovering)
+            await first.close()
+
+    asyncio.run(main())
+
+
+def test_silence_of_replicas_that_serve_believes_in_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cluster.replica_reports._MISSED_S", 0.5)
+
+    async def main() -> None:
+        async with case() as it:
+            it.remote.reports.expect(1, is_sound=True)
+            it.replica.greet(it.port.door)
+            await until(lambda: it.remote.heard_of())
+            await it.replica.close()
+            await until(lambda: "its replica: has not been heard of" in (it.remote.load().recovering or ""))
+            it.remote.reports.expect(0, is_sound=True)  # it was one too many
+            assert it.remote.load().recovering is None
+
+    asyncio.run(main())
+
+
 def test_what_a_replica_has_counted_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """However long it was silent before it was heard again; and when it is gone, too."""
 
@@ -354,14 +410,14 @@ def test_what_a_replica_has_counted_counts_once(monkeypatch: pytest.MonkeyPatch)
             await read(it.remote.submit(request()))
             it.replica.greet(it.port.door)
             await until(lambda: it.remote.stats().preemptions == 3)
-            monkeypatch.setattr("cluster.remote_engine._SILENT_S", -1.0)
+            monkeypatch.setattr("cluster.replica_reports._SILENT_S", -1.0)
             assert it.remote.stats().preemptions == 3 and not it.remote.heard_of()
             monkeypatch.undo()
             it.replica.greet(it.port.door)
             await until(it.remote.heard_of)
             assert it.remote.stats().preemptions == 3
-            monkeypatch.setattr("cluster.remote_engine._SILENT_S", -1.0)
-            monkeypatch.setattr("cluster.remote_engine._MOST_SILENT", 0)
+            monkeypatch.setattr("cluster.replica_reports._SILENT_S", -1.0)
+            monkeypatch.setattr("cluster.replica_reports._MOST_SILENT", 0)
             assert it.remote.stats().preemptions == 3 == it.remote.stats().preemptions
 
     asyncio.run(main())

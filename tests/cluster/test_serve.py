@@ -95,6 +95,35 @@ def requests_of(family: list[psutil.Process]) -> list[dict[str, Any]]:
     return [json.loads(line) for file in files for line in file.read_text().splitlines()]
 
 
+def test_two_services_of_a_machine_never_answer_for_each_other(made: Made) -> None:
+    """Not even while one has no process that answers: HAProxy asks a proxy of Serve's then."""
+    mine, other, engine = free_port(), free_port(), made.engine("one")
+    with (
+        rankforge_serve(engine, "--name", "mine", "--port", mine) as (process, _),
+        rankforge_serve(engine, "--name", "other", "--port", other),
+    ):
+        (api,) = (one for one in psutil.Process(process.pid).children(recursive=True) if is_api(one))
+        api.kill()
+        deadline, gaps = time.monotonic() + 100, 0
+        while not (found := models_at(mine)) or not gaps:
+            gaps += not found
+            assert time.monotonic() < deadline, "the API is not started again"
+        assert found == ["mine"]
+
+
+def is_api(process: psutil.Process) -> bool:
+    return "ServeReplica:api" in " ".join(process.cmdline())
+
+
+def models_at(port: int) -> list[str]:
+    """Nothing while nobody answers."""
+    try:
+        answer = httpx.get(f"http://127.0.0.1:{port}/v1/models")
+    except httpx.TransportError:
+        return []
+    return [one["id"] for one in answer.json()["data"]] if answer.status_code == 200 else []
+
+
 def test_a_cluster_that_was_there_stays(made: Made) -> None:
     """The model goes with the command, and another address than the one that is served at is refused."""
     port, engine = free_port(), made.engine("one")
@@ -120,7 +149,8 @@ def test_serve_deploy_takes_the_same_file(made: Made, tmp_path: Path) -> None:
     file, port, engine = tmp_path / "serve.yaml", free_port(), str(made.engine("one"))
     config: dict[str, Any] = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
     env = config["controller_options"]["runtime_env"]["env_vars"]
-    env |= {"RAY_SERVE_HAPROXY_STATS_PORT": str(free_port())}
+    ports = ("HAPROXY_STATS", "FALLBACK_PROXY_HTTP", "FALLBACK_PROXY_GRPC")
+    env |= {f"RAY_SERVE_{name}_PORT": str(free_port()) for name in ports}
     config["http_options"]["port"] = port
     api, model = config["applications"][:2]
     api["args"] |= {"replicas": 1, "cpus": 0}

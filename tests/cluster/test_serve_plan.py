@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import yaml
+from ray.serve._private.common import DeploymentStatus
+from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview, DeploymentStatusOverview
 
 from builders.errors import LayoutError, UserError
+from cluster.deployed import _state
 from cluster.placement import Needs, Node
 from cluster.serve_config import ModelConfig, application_name, model_config, model_name, service_config
 from cluster.serve_options import ServeOptions
@@ -104,6 +107,23 @@ def test_what_the_service_cannot_be_told() -> None:
         service_config({"replicas": 0})
 
 
+def test_where_keys_are_is_the_same_for_every_process() -> None:
+    """Each has a folder of its own that it works in."""
+    config = service_config({"access": {"keys_file": "~/keys.json"}})
+    assert config.access.keys_file == Path.home() / "keys.json"
+    with pytest.raises(UserError, match=r"^access: keys_file=keys.json: must be an absolute path"):
+        service_config({"access": {"keys_file": "keys.json"}})
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [("0.0.0.0", "http://127.0.0.1:80"), ("::1", "http://[::1]:80"), ("::", "http://[::1]:80")],
+)
+def test_the_address_as_callers_write_it(host: str, url: str) -> None:
+    schema = {"http_options": {"host": host, "port": 80}, "applications": []}
+    assert Service(schema=schema, models={}, is_file=False).url == url
+
+
 def test_the_file_that_comes_with_the_project() -> None:
     file = ROOT / "serve_config.yaml"
     models = {app["name"]: app["args"] for app in yaml.safe_load(file.read_text())["applications"][1:]}
@@ -176,6 +196,30 @@ def test_no_node_is_large_enough(made: Made) -> None:
     with pytest.raises(LayoutError, match=r"^tp2: tp_size=2 pp_size=1: a stage needs 2 CPU on one node"):
         service.check([Node(name="a", free={"CPU": 1, "memory": 1e12})])
     service.check([Node(name="a", free={"CPU": 2, "memory": 1e12})])
+
+
+def test_no_room_for_all_that_is_to_start(made: Made) -> None:
+    """Though there is for each alone; what comes with the load need not fit."""
+    engine = str(made.engine("one"))
+    models = {
+        "first": model_config({"model": engine, "replicas": {"least": 1, "most": 9}}),
+        "second": model_config({"model": engine, "replicas": {"least": 2, "most": 2}}),
+    }
+    service = Service(schema={"applications": []}, models=models, is_file=True)
+    with pytest.raises(
+        LayoutError, match=r"^second: replica 2 of 2, .*: tp_size=1 .* needs 1 CPU on one node"
+    ):
+        service.check([Node(name="a", free={"CPU": 2, "memory": 1e12})])
+    service.check([Node(name=name, free={"CPU": 2, "memory": 1e12}) for name in ("a", "b")])
+
+
+def test_what_serve_waits_for_is_said() -> None:
+    said = "Deployment 'Model' has 1 replicas that have taken more than 30s\n to be scheduled."
+    states: dict[Any, int] = {}
+    model = DeploymentStatusOverview(DeploymentStatus.UPDATING, cast(Any, ""), states, said)
+    app = ApplicationStatusOverview(ApplicationStatus.DEPLOYING, "", 1.0, {"Model": model})
+    assert _state(app) == f"deploying: {said.replace(chr(10), '')}"
+    assert _state(ApplicationStatusOverview(ApplicationStatus.RUNNING, "", 1.0, {})) == "running"
 
 
 def test_an_engine_takes_no_options_of_a_build(made: Made) -> None:

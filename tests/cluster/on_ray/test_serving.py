@@ -128,7 +128,7 @@ def test_ids_of_requests_come_back(service: Service) -> None:
 
 def test_the_start_is_shown_by_phase(client: openai.OpenAI) -> None:
     card = serve.get_deployment_handle(MODEL, "two--ranks").card.remote().result(timeout_s=30)
-    assert [*card.seconds] == ["placed", "loaded", "first token"]
+    assert [*card.seconds] == ["placed", "started", "loaded", "first token"]
 
 
 def load(model: str) -> EngineLoad:
@@ -147,15 +147,16 @@ def test_a_replica_that_is_killed_costs_nobody_a_request(client: openai.OpenAI, 
         found, late = [""] * len(wish["prompt"]), 0
         for part in client.completions.create(stream=True, extra_body={"ignore_eos": True}, **wish):
             if is_killed and not late:
-                for pid in processes("one"):
-                    os.kill(pid, signal.SIGKILL)
+                os.kill(before, signal.SIGKILL)
+                wait_for(lambda: cause in httpx.get(f"{service.url}/ready").text)
             late += 1
             for choice in part.choices:
                 found[choice.index] += choice.text
         return found, late
 
+    (before,) = processes("one")
+    cause = f"(pid {before}): its process died"
     undisturbed, _ = texts(is_killed=False)
-    before = processes("one")
     disturbed, parts = texts(is_killed=True)
     assert disturbed == undisturbed and parts > len(disturbed)
-    wait_for(lambda: processes("one") not in ([], before) and is_ready(service))
+    wait_for(lambda: processes("one") not in ([], [before]) and is_ready(service))

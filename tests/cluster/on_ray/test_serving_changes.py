@@ -6,7 +6,7 @@ import json
 import sys
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -155,7 +155,8 @@ def test_to_no_replica_and_back(local_ray: None, engine: str) -> None:
     with serving({"rare": {**args, "replicas": rare}, "never": {**args, "replicas": never}}) as found:
         wait_for(lambda: not replicas("rare"))
         assert is_ready(found) and not replicas("never")
-        assert [one["id"] for one in httpx.get(f"{found.url}/v1/models").json()["data"]] == ["rare"]
+        listed = httpx.get(f"{found.url}/v1/models").json()["data"]
+        assert [(one["id"], one["max_model_len"]) for one in listed] == [("rare", 64), ("never", None)]
         for model in ("rare", "never"):
             assert answer(found.url, model).json()["usage"]["completion_tokens"] == 4
 
@@ -195,7 +196,14 @@ def test_a_model_is_converted_and_built_before_it_is_served(
     build = {**LIMITS, "tp_size": 2, "no_compile": True, "tokens_per_block": 8, "dtype": "float32"}
     args = {"model": str(made.folder / "model"), "build": build, "engines_dir": str(tmp_path)}
     with serving({"org--fresh": args}) as found:
-        assert [*card("org--fresh").seconds] == ["placed", "converted", "built", "loaded", "first token"]
+        assert [*card("org--fresh").seconds] == [
+            "placed",
+            "started",
+            "converted",
+            "built",
+            "loaded",
+            "first token",
+        ]
         assert answer(found.url, "org/fresh").status_code == 200
 
 
@@ -204,3 +212,26 @@ def test_what_cannot_be_made_is_said_in_a_line(local_ray: None, tmp_path: Path, 
     wanted = service(free_port(), {"odd": args})
     with pytest.raises(UserError, match=r"^odd: --tp_size=5: [^\n]+$"), deployed(wanted, 5.0, sys.stderr):
         pass
+
+
+def test_who_asks_during_the_drain_is_told_so(local_ray: None, engine: str) -> None:
+    """As OpenAI's clients understand it, from the first refusal to the last."""
+    said: list[httpx.Response] = []
+    over = threading.Event()
+
+    def ask(url: str) -> None:
+        while not over.is_set():
+            with suppress(httpx.TransportError):  # at the very end
+                said.append(answer(url, "one"))
+
+    with serving({"one": {"model": engine, "num_blocks": 32}}) as found:
+        asking = threading.Thread(target=ask, args=[found.url])
+        asking.start()
+        wait_for(lambda: said)
+    over.set()
+    asking.join()
+    refused = [one for one in said if one.status_code != 200]
+    assert refused
+    for one in refused:
+        assert one.status_code == 503 and one.headers["retry-after"] == "1", (one.status_code, one.text)
+        assert one.json()["error"]["code"] == "draining"
