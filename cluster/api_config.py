@@ -46,7 +46,7 @@ class ApiConfig:
     max_grammar_chars: int = 128 * 1024
     """Of a schema or a regular expression; of all tools' schemas."""
     grammar_timeout_s: float = 2.0
-    """What takes longer to compile is refused."""
+    """What takes longer to compile, of one processor's time, is refused."""
     max_inline_chars: int = 512
     """Texts up to this are encoded where requests are served, longer ones in a thread beside."""
     max_encoding_chars: int = 8 * 1024 * 1024

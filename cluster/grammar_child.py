@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import select
+import signal
 import subprocess
 import sys
 from functools import cache
@@ -19,6 +20,8 @@ from cluster.tool_formats import FORMATS
 
 _STEPS = 64
 _START_S = 120.0
+_SLOWER = 15
+"""How much longer than its processor's time a grammar may take, on a machine that others use."""
 _READY = b"ready\n"
 _ENCODE, _DECODE = msgspec.json.encode, msgspec.json.decode
 
@@ -37,14 +40,11 @@ class GrammarChild:
         child = self._child = self._child or self._started()
         assert child.stdin and child.stdout, "they are pipes"
         child.stdin.write(_ENCODE(grammar) + b"\n")
-        if not select.select([child.stdout], [], [], self._limit_s)[0]:
-            self.close()
-            return f"{grammar.kind}: takes more than {self._limit_s:g} s to compile"
-        line = child.stdout.readline()
-        if not line:
-            self.close()
-            return f"{grammar.kind}: is too much to compile"
-        return _DECODE(line, type=str | None)
+        is_heard = select.select([child.stdout], [], [], self._limit_s * _SLOWER)[0]
+        if is_heard and (line := child.stdout.readline()):
+            return _DECODE(line, type=str | None)
+        self.close()
+        return f"{grammar.kind}: takes more than {self._limit_s:g} s to compile"
 
     def close(self) -> None:
         """From any thread."""
@@ -54,7 +54,8 @@ class GrammarChild:
             child.communicate()
 
     def _started(self) -> subprocess.Popen[bytes]:
-        program = f"import sys; sys.path[:] = {sys.path!r}; from cluster.grammar_child import main; main()"
+        called = f"from cluster.grammar_child import main; main({self._limit_s})"
+        program = f"import sys; sys.path[:] = {sys.path!r}; {called}"
         command = [sys.executable, "-c", program]
         child = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0, start_new_session=True
@@ -68,11 +69,12 @@ class GrammarChild:
         raise RuntimeError("the process that tries grammars does not start")
 
 
-def main() -> None:
-    """In it; it ends with its parent, who writes no more."""
+def main(limit_s: float) -> None:
+    """In it; it ends with its parent, or with a grammar that takes more of the processor."""
     _words()
     _write(_READY)
     for line in sys.stdin.buffer:
+        signal.setitimer(signal.ITIMER_PROF, limit_s)
         _write(_ENCODE(_tried(_DECODE(line, type=Grammar))) + b"\n")
 
 

@@ -30,7 +30,8 @@ CHAT: dict[str, Any] = {"model": "fake", "messages": [{"role": "user", "content"
 
 @contextmanager
 def client_of(engine: FakeEngine, **limits: Any) -> Iterator[httpx.Client]:
-    with serving(fake_app(engine, config=ApiConfig(**limits))) as url, httpx.Client(base_url=url) as client:
+    app = fake_app(engine, config=ApiConfig(**limits))
+    with serving(app) as url, httpx.Client(base_url=url, timeout=60) as client:
         yield client
 
 
