@@ -147,10 +147,7 @@ JOIN = "import sys, ray; ray.init(sys.argv[1]); assert not ray.util.list_named_a
 def test_serve_deploy_takes_the_same_file(made: Made, tmp_path: Path) -> None:
     """And what is changed in it is done without the command."""
     file, port, engine = tmp_path / "serve.yaml", free_port(), str(made.engine("one"))
-    config: dict[str, Any] = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
-    env = config["controller_options"]["runtime_env"]["env_vars"]
-    ports = ("HAPROXY_STATS", "FALLBACK_PROXY_HTTP", "FALLBACK_PROXY_GRPC")
-    env |= {f"RAY_SERVE_{name}_PORT": str(free_port()) for name in ports}
+    config = configuration()
     config["http_options"]["port"] = port
     api, model = config["applications"][:2]
     api["args"] |= {"replicas": 1, "cpus": 0}
@@ -166,23 +163,32 @@ def test_serve_deploy_takes_the_same_file(made: Made, tmp_path: Path) -> None:
 
 def test_serve_deploy_opens_no_door_without_keys(made: Made, tmp_path: Path) -> None:
     """Serve's own command looks at nothing; the API does."""
-    config: dict[str, Any] = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
+    config = configuration()
     api, host, port = config["applications"][0], "0.0.0.0", free_port()
-    env = config["controller_options"]["runtime_env"]["env_vars"]
-    env |= {"RAY_SERVE_HAPROXY_STATS_PORT": str(free_port())}
     config |= {"http_options": {"host": host, "port": port}, "applications": [api]}
     api["args"] |= {"replicas": 1, "cpus": 0}
     with own_ray(mode="disabled", dashboard=True) as ray:
         deploy(ray, tmp_path / "serve.yaml", config)
         wait_for(lambda: "--host 0.0.0.0: without API keys" in ray.run("-c", SAID, ray.address).stdout)
         with pytest.raises(httpx.HTTPStatusError):
-            httpx.get(f"http://127.0.0.1:{port}/v1/models").raise_for_status()
+            httpx.get(f"http://127.0.0.1:{port}/v1/models", timeout=60).raise_for_status()
         api["args"]["access"] = {"insecure": True}
         deploy(ray, tmp_path / "serve.yaml", config)
-        wait_for(lambda: httpx.get(f"http://127.0.0.1:{port}/health").status_code == 200)
+        wait_for(lambda: httpx.get(f"http://127.0.0.1:{port}/health", timeout=60).status_code == 200)
 
 
 SAID = "import sys, ray; from ray import serve; ray.init(sys.argv[1]); print(serve.status())"
+
+
+_PORTS = ("HAPROXY_STATS", "HAPROXY_METRICS", "FALLBACK_PROXY_HTTP", "FALLBACK_PROXY_GRPC")
+
+
+def configuration() -> dict[str, Any]:
+    """The file that users begin with, beside other services of this machine."""
+    config: dict[str, Any] = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
+    env = config["controller_options"]["runtime_env"]["env_vars"]
+    env |= {f"RAY_SERVE_{name}_PORT": str(free_port()) for name in _PORTS}
+    return config
 
 
 def deploy(ray: Any, file: Path, config: dict[str, Any]) -> None:
