@@ -39,6 +39,8 @@ class Line(asyncio.Protocol):
 
     def write(self, data: bytes) -> None:
         """As it is."""
+        if self._is_over:
+            return
         if self._transport:
             self._transport.write(data)
         else:
@@ -110,10 +112,14 @@ def _keep_alive(connection: socket.socket) -> None:
 
 
 _KEEP_ALIVE = {
-    socket.TCP_KEEPIDLE: _QUIET_S,
-    socket.TCP_KEEPINTVL: _QUIET_S,
-    socket.TCP_KEEPCNT: _SILENT_S // _QUIET_S,
-    socket.TCP_USER_TIMEOUT: _SILENT_S * 1000,
+    getattr(socket, name): value
+    for name, value in {
+        "TCP_KEEPIDLE": _QUIET_S,
+        "TCP_KEEPINTVL": _QUIET_S,
+        "TCP_KEEPCNT": _SILENT_S // _QUIET_S,
+        "TCP_USER_TIMEOUT": _SILENT_S * 1000,
+    }.items()
+    if hasattr(socket, name)  # not every system has all
 }
 
 

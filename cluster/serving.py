@@ -38,7 +38,7 @@ from cluster.engine_maker import Made, found, made, needs
 from cluster.placement import Needs, Plan, bundles_of
 from cluster.remote_engine import Attend, Call
 from cluster.replica import Card, Replica, open_replica
-from cluster.replica_start import placed_s, started_s
+from cluster.replica_start import phases
 from cluster.request_log import log_requests_to
 from cluster.serve_config import (
     ModelConfig,
@@ -135,7 +135,7 @@ class Model:
     async def __init__(self, config: ModelConfig, room: Room) -> None:  # type: ignore[misc]  # Serve waits
         name = model_name(serve.get_replica_context().app_name)
         log_with_serve()
-        seconds = {"placed": placed_s(), "started": started_s()}
+        seconds = phases()
         engine = await _made(config)
         options = GeneratorOptions(
             num_blocks=config.num_blocks,
