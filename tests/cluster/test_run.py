@@ -275,7 +275,8 @@ def test_the_command(made: Made, engine: Path) -> None:
     base = ("run", "--engine_dir", engine, "--max-output-len", NEW_TOKENS)
     done = rankforge(*base, "--input_text", *TEXTS[:2], "--random_seed", 3)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == generated(engine, input_text=TEXTS[:2]).to_text() + "\n"
+    # A text may have other ends of lines in it, which a pipe for text reads as this one.
+    assert done.stdout.splitlines() == generated(engine, input_text=TEXTS[:2]).to_text().splitlines()
     assert done.stderr.startswith("generated 24 tokens in ") and done.stderr.count("\n") == 1
     as_json = json.loads(rankforge(*base, "--input_text", TEXTS[0], "--json").stdout)
     assert as_json["results"][0]["prompt"]["text"] == TEXTS[0]

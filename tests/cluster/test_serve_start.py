@@ -107,6 +107,7 @@ def test_stopped_while_it_starts_it_leaves_no_process(
     assert mark.are_gone()
 
 
+@pytest.mark.long
 def test_killed_as_a_group_while_it_serves(engine: Path, mark: Mark) -> None:
     """Ray is gone before anything can be drained."""
     command = mark.start("serve", engine, "--port", free_port())

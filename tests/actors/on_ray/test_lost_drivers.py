@@ -159,7 +159,7 @@ def test_a_job_is_cancelled_from_elsewhere(
     assert (done.returncode, done.stdout) == (0, f"{driver.job}: cancelled\n"), done.stderr
     assert "error: cancelled, as was asked for" in driver.ends(1)
     assert gone(in_hand(record)) and not driver.out.exists()
-    assert set(sound(driver.store.root)) <= {"rank"}
+    assert set(sound(driver.store.root)) <= {"rank", "checkpoint"}, "no engine"
     again = rankforge("jobs", "cancel", driver.job, "--store_dir", driver.place)
     assert again.returncode == 2 and "is cancelled already" in again.stderr
     followed = rankforge("jobs", "follow", driver.job, "--store_dir", driver.place)
