@@ -359,7 +359,8 @@ def test_a_replica_that_died_is_told_of_at_once() -> None:
 
             async def dies(data: bytes, door: Door) -> None:
                 attending = asyncio.ensure_future(first.attend(data, door))
-                await until(lambda: it.remote.heard_of())
+                (visit,) = it.remote._visits.values()
+                await until(lambda: it.remote.heard_of() and visit.sender)
                 attending.cancel()
                 raise died
 

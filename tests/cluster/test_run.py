@@ -65,7 +65,9 @@ def test_greedy_texts_are_those_of_transformers(made: Made, engine: Path) -> Non
     lines = []
     for number, (text, ((*tokens,),)) in enumerate(zip(TEXTS, expected, strict=True)):
         lines.append(f'Input [Text {number}]: "{text}"')
-        lines.append(f'Output [Text {number} Beam 0]: "{made.tokenizer.decode(tokens)}"')
+        lines.append(
+            f'Output [Text {number} Beam 0]: "{made.tokenizer.decode(tokens, skip_special_tokens=True)}"'
+        )
     assert result.to_text() == "\n".join(lines)
 
 
