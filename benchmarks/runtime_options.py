@@ -95,7 +95,7 @@ def _parser(doc: str) -> argparse.ArgumentParser:
     add("--tp", type=_numbers, default=[1], help="tensor parallel ranks; several, such as 1,2,4, in turn")
     add("--pp", type=int, default=1, help="pipeline stages")
     add("--ep", type=int, default=1, help="expert parallel ranks among the tensor parallel ones")
-    add("--cases", type=_case, nargs="+", help="batch,in,out of each, in place of the shape's own")
+    add("--cases", type=case_of, nargs="+", help="batch,in,out of each, in place of the shape's own")
     add("--batch", type=_numbers, help="batches, such as 1,8,64, in place of the shape's cases")
     add("--tokens_in", type=int, default=128, help="of each prompt, with --batch")
     add("--tokens_out", type=int, default=128, help="of each text, with --batch")
@@ -125,6 +125,6 @@ def _numbers(text: str) -> list[int]:
     return [int(number) for number in text.split(",")]
 
 
-def _case(text: str) -> Case:
+def case_of(text: str) -> Case:
     batch, tokens_in, tokens_out = _numbers(text)
     return Case(batch=batch, tokens_in=tokens_in, tokens_out=tokens_out)

@@ -22,9 +22,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
-from benchmarks.runtime_cases import Case
-
-_CASES = ["1,128,256", "8,32,128", "16,128,256", "64,512,256", "256,512,256"]
+from benchmarks.runtime_cases import SHAPES, Case
+from benchmarks.runtime_options import case_of
+from benchmarks.runtime_peers import SHAPE
 
 
 @dataclass(kw_only=True)
@@ -153,10 +153,7 @@ def main() -> None:
     server = Server(
         host=address.hostname or "127.0.0.1", port=address.port or 80, model=options.model, key=options.key
     )
-    cases = [
-        Case(**dict(zip(("batch", "tokens_in", "tokens_out"), map(int, case.split(",")), strict=True)))
-        for case in options.cases
-    ]
+    cases: Sequence[Case] = options.cases
     asyncio.run(together(server, cases[0], options.vocab_size, -1))  # warm
     heads = ["out tok/s", "first ms", "99%", "a token ms", "99%", "gap 99%"]
     print(f"{'case':<16}{heads[0]:>11}" + "".join(f"{head:>12}" for head in heads[1:]), flush=True)
@@ -180,7 +177,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--model", required=True, help="its name there")
     parser.add_argument("--key", default="none", help="as `Authorization: Bearer`")
     parser.add_argument("--vocab_size", type=int, required=True, help="tokens of prompts are below it")
-    parser.add_argument("--cases", nargs="+", default=_CASES, help="requests, tokens in, tokens out")
+    parser.add_argument(
+        "--cases", type=case_of, nargs="+", default=SHAPES[SHAPE].cases, help="requests,in,out of each"
+    )
     parser.add_argument("--rate", type=float, help="requests a second, which arrive by chance")
     parser.add_argument("--requests", type=int, default=200, help="with --rate, how many")
     parser.add_argument("--passes", type=int, default=2, help="of every case")
