@@ -32,7 +32,7 @@ class Plain:
 
     async def model(self, request: Request) -> Response:
         name = request.path_params["model"]
-        if came := self._service.closed.get(name):
+        if (came := self._service.closed.get(name)) is not None:
             return _json(_closed(name, came))
         return _json(_described(self._service.model(name)))
 

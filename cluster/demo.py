@@ -95,8 +95,8 @@ def _build(shards: Path, engine: Path) -> Path:
 @contextmanager
 def _served(engine: Path, port: int) -> Iterator[str]:
     """The address at which it is served, from when it takes requests on; its end is the service's."""
-    from cluster.deployed import free_port
     from cluster.serve import served
+    from cluster.serve_port import free_port
 
     options = ServeOptions(model=str(engine), name=NAME, port=port or free_port(), drain_s=_DRAIN_S)
     with served(options, sys.stderr) as service:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import socket
 import time
 import urllib.error
 import urllib.request
@@ -26,7 +25,7 @@ from cluster.catalogue import MODEL, RUNNING
 from cluster.replica import Card
 from cluster.serve_cause import raised_in
 from cluster.serve_plan import API, Service
-from cluster.serve_port import check_free, check_same
+from cluster.serve_port import check_free, check_same, free_port
 from cluster.serving import API_DEPLOYMENT, api, model
 
 _LOOK_S = 0.2
@@ -135,13 +134,6 @@ def _haproxy(scratch: Path) -> dict[str, str]:
         script.chmod(0o755)
         return {"RAY_SERVE_HAPROXY_BINARY_PATH": str(script)} if os.access(script, os.X_OK) else {}
     return {}
-
-
-def free_port() -> int:
-    """Of this machine's loopback address, as long as nobody else takes it."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _run(service: Service, *, has_api: bool) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -54,7 +55,7 @@ class Service:
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(http["host"], http["host"])
         return f"http://{f'[{host}]' if ':' in host else host}:{http['port']}"
 
-    @property
+    @cached_property
     def wanted(self) -> list[tuple[str, Needs, int]]:
         """What every model takes, and how many times at most."""
         return [

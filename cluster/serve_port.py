@@ -10,6 +10,13 @@ from builders.errors import UserError
 from cluster.serve_plan import Service
 
 
+def free_port() -> int:
+    """Of this machine's loopback address, as long as nobody else takes it."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 def check_free(service: Service) -> None:
     """Refuse an address that is taken, or is none of this machine's."""
     http = service.schema["http_options"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import sys
 import tempfile
 import time
@@ -19,13 +18,7 @@ from ray.serve.schema import ServeDeploySchema
 from cluster.deployed import deployed
 from cluster.serve_config import model_config
 from cluster.serve_plan import Service
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+from cluster.serve_port import free_port
 
 
 def service(port: int, models: Mapping[str, Mapping[str, Any]], **api: Any) -> Service:

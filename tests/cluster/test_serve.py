@@ -19,9 +19,10 @@ import psutil
 import pytest
 import yaml
 
+from cluster.serve_port import free_port
 from tests.cluster.own_ray import PLAIN, ROOT, own_ray
 from tests.cluster.run_engines import Made, make
-from tests.cluster.serve_case import free_port, wait_for
+from tests.cluster.serve_case import wait_for
 from tests.cluster.test_api_access import Keys
 
 pytestmark = pytest.mark.slow

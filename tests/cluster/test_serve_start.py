@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from cluster.serve_port import free_port
 from tests.cluster.marks import Mark, marking
 from tests.cluster.run_engines import Made, make
-from tests.cluster.serve_case import free_port
 from tests.cluster.test_cli import one_line_error, rankforge
 
 pytestmark = pytest.mark.slow

@@ -21,10 +21,10 @@ from builders.errors import UserError
 from cluster.catalogue import MODEL
 from cluster.deployed import deployed
 from cluster.replica import Card
+from cluster.serve_port import free_port
 from tests.cluster.run_engines import LIMITS, Made, make
 from tests.cluster.serve_case import (
     change,
-    free_port,
     is_ready,
     replicas,
     service,
