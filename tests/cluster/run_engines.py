@@ -57,6 +57,14 @@ class Made:
         rows = [row[len(prompt) :] for row in found.tolist()]
         return [row[: row.index(end) + 1] if end in row else row for row in rows]
 
+    def texts(self, prompts: Sequence[str], count: int) -> dict[str, str]:
+        """What Transformers says after each, in so many tokens whatever they are."""
+        texts = {}
+        for prompt in prompts:
+            (found,) = self.generated(self.tokenizer.encode(prompt), end=-1, max_new_tokens=count)
+            texts[prompt] = self.tokenizer.decode(found, skip_special_tokens=True)
+        return texts
+
 
 def make(folder: Path) -> Made:
     tokenizer = byte_level()

@@ -40,18 +40,21 @@ def test_once_it_ends_after_the_conversation(mark: Mark, tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-def test_stopped_it_leaves_no_process(mark: Mark) -> None:
-    """Ctrl-C goes to everything that runs in the terminal."""
-    process = mark.start("demo", "--tp_size", 1)
+@pytest.mark.parametrize(
+    ("sent", "ranks"), [(signal.SIGINT, 2), pytest.param(signal.SIGTERM, 1, marks=pytest.mark.long)]
+)
+def test_stopped_it_leaves_no_process(sent: signal.Signals, ranks: int, mark: Mark) -> None:
+    """Ctrl-C goes to everything that runs in the terminal, SIGTERM to the command alone."""
+    process = mark.start("demo", "--tp_size", ranks)
     assert process.stdout
     lines = []
     while "until stopped" not in (line := process.stdout.readline()):
         assert line, process.communicate()
         lines.append(line)
     assert "Anna lives in Mill Street." in asked(lines[-1])
-    os.killpg(process.pid, signal.SIGINT)
+    (os.killpg if sent == signal.SIGINT else os.kill)(process.pid, sent)
     _, complained = process.communicate(timeout=120)
-    assert process.returncode == 128 + signal.SIGINT
+    assert process.returncode == 128 + sent
     assert "Traceback" not in complained
     assert mark.are_gone()
 

@@ -207,12 +207,7 @@ STRIKES = [
 
 @pytest.fixture(scope="module")
 def undisturbed(made: Made) -> dict[str, str]:
-    """What Transformers says."""
-    texts = {}
-    for prompt in PROMPTS:
-        (found,) = made.generated(made.tokenizer.encode(prompt), end=-1, max_new_tokens=TOKENS)
-        texts[prompt] = made.tokenizer.decode(found, skip_special_tokens=True)
-    return texts
+    return made.texts(PROMPTS, TOKENS)
 
 
 @pytest.mark.parametrize(("strike", "cause"), STRIKES, ids=["killed", "stopped", "raises"])

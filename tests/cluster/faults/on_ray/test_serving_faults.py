@@ -59,12 +59,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
 
 @pytest.fixture(scope="module")
 def undisturbed(made: Made) -> dict[str, str]:
-    """What Transformers says."""
-    texts = {}
-    for prompt in PROMPTS:
-        (found,) = made.generated(made.tokenizer.encode(prompt), end=-1, max_new_tokens=TOKENS)
-        texts[prompt] = made.tokenizer.decode(found, skip_special_tokens=True)
-    return texts
+    return made.texts(PROMPTS, TOKENS)
 
 
 @pytest.fixture(scope="module")
