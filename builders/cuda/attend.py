@@ -43,6 +43,17 @@ class Attended:
     def attention(self) -> Attention:
         return Attention(heads=self.heads, scale=self.scale, window=self.window, slopes=self.slopes)
 
+    def front(self, tokens: int) -> Attended:
+        """The first tokens alone: views that begin where the whole begins, so as aligned as that."""
+        where = replace(
+            self.cache, positions=self.cache.positions[:tokens], sequences=self.cache.sequences[:tokens]
+        )
+        packed = self.packed
+        if packed and packed.angles:
+            cos, sin = packed.angles
+            packed = replace(packed, angles=(cos[:tokens], sin[:tokens]))
+        return replace(self, q=self.q[:tokens], cache=where, packed=packed)
+
     def new_heads(self) -> Tensor:
         """[T, heads, D], for a result or for rotated q."""
         return self.q.new_empty(self.q.shape[0], self.heads, self.cache.k.shape[3])
@@ -74,9 +85,12 @@ class AttendKernel(Kernel):
         one = self.attended(args)
         if launch.tiles is not None:
             return self._in_tiles(one, config, launch.tiles(config.blocks["BLOCK_M"]), out)
-        return decode(
-            one.q, one.attention, one.cache, config, out=out, scratch=launch.scratch, packed=one.packed
-        )
+        return _one_by_one(one, config, out, launch)
+
+    def alone(self, config: Config, args: Sequence[Any], out: Tensor, launch: Launch) -> list[Call]:
+        """Beside tiles, the tokens in front that are in none; their keys are written again, if packed."""
+        count = launch.tiles.alone if launch.tiles else 0
+        return _one_by_one(self.attended(args).front(count), config, out[:count], launch)
 
     def _in_tiles(self, one: Attended, config: Config, tiles: Tensor, out: Tensor) -> list[Call]:
         """Prompts: every new key must be in the cache before any tile is attended."""
@@ -104,6 +118,12 @@ class RotateAndAttendKernel(AttendKernel):
         qkv, cos, sin, *where, heads, clip = args
         packed = Packed(angles=None if cos is None else (cos, sin), clip=clip)
         return replace(_attended(qkv, heads, where), packed=packed)
+
+
+def _one_by_one(one: Attended, config: Config, out: Tensor, launch: Launch) -> list[Call]:
+    return decode(
+        one.q, one.attention, one.cache, config, out=out, scratch=launch.scratch, packed=one.packed
+    )
 
 
 def _attended(q: Tensor, heads: int, where: Sequence[Any]) -> Attended:
