@@ -54,9 +54,20 @@ class Attended:
             packed = replace(packed, angles=(cos[:tokens], sin[:tokens]))
         return replace(self, q=self.q[:tokens], cache=where, packed=packed)
 
+    @property
+    def as_cached(self) -> bool:
+        """Whether the cache holds keys and values as a step has them."""
+        return self.cache.k_scale is None and self.cache.k.dtype == self.q.dtype
+
     def new_heads(self) -> Tensor:
-        """[T, heads, D], for a result or for rotated q."""
+        """[T, heads, D], for a result."""
         return self.q.new_empty(self.q.shape[0], self.heads, self.cache.k.shape[3])
+
+    def room(self) -> Tensor:
+        """For rotated q, with k and v behind it where they can be read in place of the cache."""
+        if not self.as_cached:
+            return self.new_heads()
+        return self.q.new_empty(self.q.shape[0], self.heads + 2 * self.cache.kv_heads, self.cache.k.shape[3])
 
 
 class AttendKernel(Kernel):
@@ -96,10 +107,10 @@ class AttendKernel(Kernel):
         """Prompts: every new key must be in the cache before any tile is attended."""
         if one.packed is None:
             return tiled(one.q, one.attention, one.cache, tiles, config, out=out)
-        q, write = one.new_heads(), replace(WRITE_CONFIGS[0], overlap=config.overlap)
+        write, q = replace(WRITE_CONFIGS[0], overlap=config.overlap), one.room()
         return [
             *rotate_and_write(one.q, one.packed.angles, one.cache, write, out=q, clip=one.packed.clip),
-            *tiled(q, one.attention, one.cache, tiles, config, out=out),
+            *tiled(q, one.attention, one.cache, tiles, config, out=out, fresh=one.as_cached),
         ]
 
     def scratch(self, config: Config, args: Sequence[Any]) -> ScratchSize:
@@ -121,9 +132,7 @@ class RotateAndAttendKernel(AttendKernel):
 
 
 def _one_by_one(one: Attended, config: Config, out: Tensor, launch: Launch) -> list[Call]:
-    return decode(
-        one.q, one.attention, one.cache, config, out=out, scratch=launch.scratch, packed=one.packed
-    )
+    return decode(one.q, one.attention, one.cache, config, out=out, scratch=launch.scratch, packed=one.packed)
 
 
 def _attended(q: Tensor, heads: int, where: Sequence[Any]) -> Attended:
