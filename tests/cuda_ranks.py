@@ -205,7 +205,9 @@ def further(step: Step, counts: list[int]) -> Step:
     """So many more tokens of each, the last of them wanted."""
     total = torch.tensor(counts)
     return Step(
-        positions=torch.cat([first + torch.arange(count) for first, count in zip(step.lengths, counts, strict=True)]),
+        positions=torch.cat(
+            [first + torch.arange(count) for first, count in zip(step.lengths, counts, strict=True)]
+        ),
         sequences=torch.arange(len(counts)).repeat_interleave(total),
         lengths=step.lengths + total,
         block_table=step.block_table,

@@ -1,4 +1,4 @@
-"""Attention as kernel launches: token by token for a batch, in tiles for prompts."""
+"""Attention as kernel launches: token by token for a batch, in tiles for prompts, or some of both."""
 
 from __future__ import annotations
 
@@ -121,9 +121,7 @@ class RotateAndAttendKernel(AttendKernel):
 
 
 def _one_by_one(one: Attended, config: Config, out: Tensor, launch: Launch) -> list[Call]:
-    return decode(
-        one.q, one.attention, one.cache, config, out=out, scratch=launch.scratch, packed=one.packed
-    )
+    return decode(one.q, one.attention, one.cache, config, out=out, scratch=launch.scratch, packed=one.packed)
 
 
 def _attended(q: Tensor, heads: int, where: Sequence[Any]) -> Attended:

@@ -9,13 +9,20 @@ import pytest
 import torch
 from torch import Tensor
 
+from builders.cuda.site import sites_of
 from builders.cuda.steps import Tiles
-from builders.kernels.call import Call, Runner
+from builders.cuda.table import KERNELS
+from builders.cuda.target import Target
+from builders.cuda.unit import KernelPlan, candidates, sources_of
+from builders.export import export_rank
+from builders.kernels.call import Call, Runner, Source
+from builders.keys import Recipe
 from builders.limits import Limits
+from builders.mapping import Mapping
 from builders.ops import Step
 from builders.spec import ModelSpec
 from tests.beyond import BEYOND, spec_of
-from tests.cuda_ranks import On, Pair, further, made_up, pair_of, prompts
+from tests.cuda_ranks import On, Pair, further, fused_programs, made_up, pair_of, prompts
 from tests.sim import BLOCK
 
 LIMITS = Limits(max_batch_size=8, max_input_len=48, max_seq_len=48, max_num_tokens=96, tokens_per_block=BLOCK)
@@ -40,10 +47,11 @@ class Launches:
 
     def __init__(self, run: Runner) -> None:
         self._run = run
-        self.seen = list[Call]()
+        self.seen, self.sources = list[Call](), set[Source]()
 
     def __call__(self, calls: Iterable[Call]) -> None:
         calls = list(calls)
+        self.sources |= {call.source for call in calls}
         self.seen += [call for call in calls if call.kernel in ("attention.decode", "tiles.tiled")]
         self._run(calls)
 
@@ -73,6 +81,22 @@ def test_tokens_runs_and_chunks(name: str, packed: bool, run: Runner) -> None:
         assert numbers(launches, packed) == [(alone, tiles)] * spec.num_layers
     same(pair, further(step, [1] * 8))  # what was written is what decoding reads
     assert [kind for kind, _, _ in launches.of_attention()] == ["tokens"] * spec.num_layers
+    assert launches.sources <= compiled(spec)
+
+
+def compiled(spec: ModelSpec) -> set[Source]:
+    """What an engine holds."""
+    graphs, target = export_rank(spec, Mapping(), 0, torch.float32, BLOCK), Target(capability=80, device=None)
+    return {
+        source
+        for program in fused_programs(graphs)
+        for site in sites_of(program, KERNELS).values()
+        for rows in KERNELS[site.op].buckets(LIMITS)
+        for source in sources_of(
+            KernelPlan(site=site, rows=rows, limits=LIMITS, target=target, recipe=Recipe("test", {})),
+            candidates(site, rows, LIMITS, target)[0],
+        )
+    }
 
 
 def numbers(launches: Launches, packed: bool) -> list[tuple[int, int]]:
