@@ -1,4 +1,4 @@
-"""Attention as kernel launches: token by token for a batch, in tiles for prompts."""
+"""Attention as kernel launches: token by token for a batch, in tiles for prompts, or some of both."""
 
 from __future__ import annotations
 

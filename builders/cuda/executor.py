@@ -103,7 +103,7 @@ class Executor:
         return Done(given=_given(step, args), name=step.out, out=out, work=work, lasting=launch.lasting())
 
     def _alone(self, step: Prepared, args: Sequence[Any], out: Tensor) -> list[Call]:
-        """Beside prompts: attention for tokens that are alone in their sequences, as a decoding step has it."""
+        """Beside prompts: tokens that are alone in their sequences, attended as in a decoding step."""
         launch = self._context.launch
         if step.op not in ATTENDING or launch.tiles is None or not launch.tiles.alone:
             return []

@@ -74,7 +74,7 @@ class Buffers:
 class Tiles:
     """How a step's prompts are cut, for any height of tile; all layers share a table.
 
-    Tokens in front that are alone in their sequences, `most` of them, are in no tile.
+    Tokens in front that are alone in their sequences, `most` of them at most, are in no tile.
     """
 
     def __init__(self, step: Step, device: str, *, most: int) -> None:
