@@ -108,7 +108,7 @@ class Executor:
         if step.op not in ATTENDING or launch.tiles is None or not launch.tiles.alone:
             return []
         config = _config_for(step, launch.tiles.alone)
-        assert config is not None
+        assert config is not None, "no kernel for a decoding step"
         return ATTENDING[step.op].alone(config, args, out, launch)
 
     def _recorded(self, step: Prepared, values: dict[str, Any]) -> Again:
