@@ -102,6 +102,26 @@ def prompt_step(tokens: int, each: int = 512) -> tuple[Any, Any]:
     return torch.randint(0, 128000, (tokens,)), step
 
 
+def mixed_step(batch: int, context: int, tokens: int) -> tuple[Any, Any]:
+    """The next token of every sequence, beside whole prompts."""
+    import torch
+    from torch.nn.functional import pad
+
+    from builders.ops import Step
+
+    (ids, decoding), (prompt_ids, prompts) = decoding_step(batch, context), prompt_step(tokens)
+    tables = (decoding.block_table, prompts.block_table + decoding.block_table.numel())
+    width = max(table.shape[1] for table in tables)
+    step = Step(
+        positions=torch.cat([decoding.positions, prompts.positions]),
+        sequences=torch.cat([decoding.sequences, prompts.sequences + batch]),
+        lengths=torch.cat([decoding.lengths, prompts.lengths]),
+        block_table=torch.cat([pad(table, (0, width - table.shape[1])) for table in tables]),
+        wanted=torch.cat([decoding.wanted, prompts.wanted + batch]),
+    )
+    return torch.cat([ids, prompt_ids]), step
+
+
 def measure_steps(engine: Path) -> Steps:
     """Decoding by graphs, prompts launch by launch."""
     import torch

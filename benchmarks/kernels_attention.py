@@ -23,6 +23,7 @@ from builders.kernels.attention import (
 )
 from builders.kernels.cache import Paged
 from builders.kernels.tune import Candidate, GraphTimer, rounds_for
+from builders.ops import write
 
 HEADS, KV_HEADS, DIM = 32, 8, 128
 BLOCK = 32
@@ -134,8 +135,10 @@ def bench_prefill(device: Device) -> None:
     """A whole prompt of one sequence."""
     for tokens in PROMPTS:
         cache = a_cache(1, tokens, torch.arange(tokens))
-        q, out = normal(tokens, HEADS, DIM), normal(tokens, HEADS, DIM)
-        candidates = prefill_candidates(q, cache, out)
+        packed, out = normal(tokens, HEADS + 2 * KV_HEADS, DIM), normal(tokens, HEADS, DIM)
+        q, k, v = packed.split([HEADS, KV_HEADS, KV_HEADS], 1)
+        write(k, v, cache.k, cache.v, cache.positions, cache.sequences, cache.block_table, None, None)
+        candidates = prefill_candidates(packed, cache, out)
         kernels = compiled(device, sources_of(candidates))
         timer = GraphTimer(run=kernels.run, launches=10)
         best = best_of(candidates, out, prompt_attended(q, cache), timer)
@@ -150,8 +153,9 @@ def bench_prefill(device: Device) -> None:
             )
 
 
-def prefill_candidates(q: Tensor, cache: Paged, out: Tensor) -> list[Candidate]:
-    chunk = Chunk(sequence=0, first=0, tokens=q.shape[0], position=0)
+def prefill_candidates(packed: Tensor, cache: Paged, out: Tensor) -> list[Candidate]:
+    """As in an engine: k and v lie behind q, too."""
+    chunk = Chunk(sequence=0, first=0, tokens=len(packed), position=0)
     tables = {
         rows: torch.tensor(tile_table([chunk], rows), dtype=torch.int32, device="cuda")
         for rows in {config.blocks["BLOCK_M"] for config in TILED_CONFIGS}
@@ -159,7 +163,9 @@ def prefill_candidates(q: Tensor, cache: Paged, out: Tensor) -> list[Candidate]:
     return [
         Candidate(
             config=config,
-            rounds=[tiled(q, PLAIN, cache, tables[config.blocks["BLOCK_M"]], config, out=out)],
+            rounds=[
+                tiled(packed, PLAIN, cache, tables[config.blocks["BLOCK_M"]], config, out=out, fresh=True)
+            ],
         )
         for config in TILED_CONFIGS
     ]

@@ -19,6 +19,7 @@ from builders.cuda.site import sites_of
 from builders.cuda.table import KERNELS
 from builders.cuda.target import Target
 from builders.cuda.unit import candidates, new_scratch
+from builders.decoder import Decoder
 from builders.engine import Engine, Piece, Pieces, TorchEngine, interpreted
 from builders.export import Graphs, export_rank
 from builders.fuse import fused, narrow_logits
@@ -30,7 +31,9 @@ from builders.mapping import rank_shape
 from builders.ops import LayerCache, Step
 from builders.program import Program
 from builders.sources.hf import open_folder
+from builders.spec import ModelSpec
 from tests.convert_tools import convert_opened
+from tests.oracle import randomize
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,12 +59,26 @@ class On:
 def kernel_pair(
     model: PreTrainedModel, folder: Path, limits: Limits, on: On, *, sequences: int | None = None
 ) -> Pair:
-    """Both, with caches of their own; the plain one computes in float32 with the weights of the other."""
+    """A checkpoint's rank as `pair_of` has it."""
     model.save_pretrained(folder / "model")
     out = convert_opened(open_folder(folder / "model"), Layout(), folder / "out")
     manifest = read_manifest(out)
-    spec, mapping = manifest.spec, manifest.mapping
-    weights = {name: weight.to(on.dtype) for name, weight in rank_tensors(out, manifest, 0).items()}
+    return pair_of(manifest.spec, rank_tensors(out, manifest, 0), limits, on, sequences=sequences)
+
+
+def made_up(spec: ModelSpec) -> dict[str, Tensor]:
+    """Weights of a model that no checkpoint has."""
+    decoder = Decoder(spec, Layout(), 0)
+    randomize(decoder)
+    return {name: weight.detach() for name, weight in decoder.named_parameters()}
+
+
+def pair_of(
+    spec: ModelSpec, tensors: dict[str, Tensor], limits: Limits, on: On, *, sequences: int | None = None
+) -> Pair:
+    """All with caches of their own; the plain one computes in float32 with the weights of the first."""
+    mapping = Layout()
+    weights = {name: weight.to(on.dtype) for name, weight in tensors.items()}
     constants, shape = rank_constants(spec, mapping, 0), rank_shape(spec, mapping, 0)
     blocks = limits.max_batch_size * (limits.max_seq_len // limits.tokens_per_block)
     size = (blocks + 1, limits.tokens_per_block, shape.num_kv_heads, spec.head_dim)
@@ -181,13 +198,20 @@ def prompts(lengths: list[int], limits: Limits) -> Step:
 
 def following(step: Step) -> Step:
     """One more token of each."""
-    rows = torch.arange(len(step.lengths))
+    return further(step, [1] * len(step.lengths))
+
+
+def further(step: Step, counts: list[int]) -> Step:
+    """So many more tokens of each, the last of them wanted."""
+    total = torch.tensor(counts)
     return Step(
-        positions=step.lengths.clone(),
-        sequences=rows,
-        lengths=step.lengths + 1,
+        positions=torch.cat(
+            [first + torch.arange(count) for first, count in zip(step.lengths, counts, strict=True)]
+        ),
+        sequences=torch.arange(len(counts)).repeat_interleave(total),
+        lengths=step.lengths + total,
         block_table=step.block_table,
-        wanted=rows,
+        wanted=total.cumsum(0) - 1,
     )
 
 

@@ -1,4 +1,4 @@
-"""Attention as kernel launches: token by token for a batch, in tiles for prompts."""
+"""Attention as kernel launches: token by token for a batch, in tiles for prompts, or some of both."""
 
 from __future__ import annotations
 
@@ -43,9 +43,31 @@ class Attended:
     def attention(self) -> Attention:
         return Attention(heads=self.heads, scale=self.scale, window=self.window, slopes=self.slopes)
 
+    def front(self, tokens: int) -> Attended:
+        """The first tokens alone: views that begin where the whole begins, so as aligned as that."""
+        where = replace(
+            self.cache, positions=self.cache.positions[:tokens], sequences=self.cache.sequences[:tokens]
+        )
+        packed = self.packed
+        if packed and packed.angles:
+            cos, sin = packed.angles
+            packed = replace(packed, angles=(cos[:tokens], sin[:tokens]))
+        return replace(self, q=self.q[:tokens], cache=where, packed=packed)
+
+    @property
+    def as_cached(self) -> bool:
+        """Whether the cache holds keys and values as a step has them."""
+        return self.cache.k_scale is None and self.cache.k.dtype == self.q.dtype
+
     def new_heads(self) -> Tensor:
-        """[T, heads, D], for a result or for rotated q."""
+        """[T, heads, D], for a result."""
         return self.q.new_empty(self.q.shape[0], self.heads, self.cache.k.shape[3])
+
+    def room(self) -> Tensor:
+        """For rotated q, with k and v behind it where they can be read in place of the cache."""
+        if not self.as_cached:
+            return self.new_heads()
+        return self.q.new_empty(self.q.shape[0], self.heads + 2 * self.cache.kv_heads, self.cache.k.shape[3])
 
 
 class AttendKernel(Kernel):
@@ -74,18 +96,21 @@ class AttendKernel(Kernel):
         one = self.attended(args)
         if launch.tiles is not None:
             return self._in_tiles(one, config, launch.tiles(config.blocks["BLOCK_M"]), out)
-        return decode(
-            one.q, one.attention, one.cache, config, out=out, scratch=launch.scratch, packed=one.packed
-        )
+        return _one_by_one(one, config, out, launch)
+
+    def alone(self, config: Config, args: Sequence[Any], out: Tensor, launch: Launch) -> list[Call]:
+        """Beside tiles, the tokens in front that are in none; their keys are written again, if packed."""
+        count = launch.tiles.alone if launch.tiles else 0
+        return _one_by_one(self.attended(args).front(count), config, out[:count], launch)
 
     def _in_tiles(self, one: Attended, config: Config, tiles: Tensor, out: Tensor) -> list[Call]:
         """Prompts: every new key must be in the cache before any tile is attended."""
         if one.packed is None:
             return tiled(one.q, one.attention, one.cache, tiles, config, out=out)
-        q, write = one.new_heads(), replace(WRITE_CONFIGS[0], overlap=config.overlap)
+        write, q = replace(WRITE_CONFIGS[0], overlap=config.overlap), one.room()
         return [
             *rotate_and_write(one.q, one.packed.angles, one.cache, write, out=q, clip=one.packed.clip),
-            *tiled(q, one.attention, one.cache, tiles, config, out=out),
+            *tiled(q, one.attention, one.cache, tiles, config, out=out, fresh=one.as_cached),
         ]
 
     def scratch(self, config: Config, args: Sequence[Any]) -> ScratchSize:
@@ -104,6 +129,10 @@ class RotateAndAttendKernel(AttendKernel):
         qkv, cos, sin, *where, heads, clip = args
         packed = Packed(angles=None if cos is None else (cos, sin), clip=clip)
         return replace(_attended(qkv, heads, where), packed=packed)
+
+
+def _one_by_one(one: Attended, config: Config, out: Tensor, launch: Launch) -> list[Call]:
+    return decode(one.q, one.attention, one.cache, config, out=out, scratch=launch.scratch, packed=one.packed)
 
 
 def _attended(q: Tensor, heads: int, where: Sequence[Any]) -> Attended:

@@ -123,8 +123,9 @@ class CudaEngine:
         if not hooked and len(step.positions) <= self._most and is_decoding(step):
             return self.decode(step, x)
         with self._on_device():
-            tiles = Tiles(step, self._device)
-            self._context.launch = replace(self._context.launch, tiles=tiles, recorded={})
+            tiles = Tiles(step, self._device, most=self._most)
+            prompts = tiles if tiles.alone < len(step.positions) else None
+            self._context.launch = replace(self._context.launch, tiles=prompts, recorded={})
             return self._programs.forward(there(x, self._device), to_device(step, self._device))
 
     def decode(self, step: Step, x: Tensor | None = None) -> Tensor:

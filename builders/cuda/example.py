@@ -110,6 +110,7 @@ class PromptTiles:
     load: Load
     device: str
     made: dict[int, Tensor] = field(default_factory=dict)
+    alone: int = 0
 
     def __call__(self, rows: int) -> Tensor:
         load = self.load

@@ -12,10 +12,10 @@ from builders.cuda.example import ANY
 from builders.cuda.launch import Launch
 from builders.cuda.repeat import Again, Done, carry_out, repeated
 from builders.cuda.site import Site, sites_of
-from builders.cuda.table import KERNELS
+from builders.cuda.table import ATTENDING, KERNELS
 from builders.fuse.graph import is_value
 from builders.fuse.reference import fused_operators
-from builders.kernels.call import Config, Repeater, Runner
+from builders.kernels.call import Call, Config, Repeater, Runner
 from builders.live import last_uses
 from builders.program import Operators, Program, decoded, plain_operators
 
@@ -29,9 +29,6 @@ class Context:
     repeater: Repeater | None = None
     """Where launches can be repeated."""
 
-
-_ATTENDING = ("fused.attend", "fused.rotate_and_attend")
-"""What has one kernel for steps with prompts and others for decoding."""
 
 OWNED = frozenset({"x"})
 """Inputs that a program may write over: hidden states, which whoever made them does not read again."""
@@ -94,19 +91,25 @@ class Executor:
         """The kernel for this many rows; None where there is none and PyTorch has to do it."""
         if not step.configs or not KERNELS[step.op].takes(args, self._context.launch):
             return None
-        if self._context.launch.tiles is not None and step.op in _ATTENDING:
+        if self._context.launch.tiles is not None and step.op in ATTENDING:
             return step.configs.get(ANY)
-        rows = args[0].shape[0]
-        assert step.op not in _ATTENDING or rows <= max(step.configs), "more rows than the limits have"
-        fitting = [size for size in step.configs if size >= rows]
-        return step.configs[min(fitting)] if fitting else step.configs.get(ANY)
+        return _config_for(step, args[0].shape[0])
 
     def _launched(self, step: Prepared, config: Config, args: Sequence[Any]) -> Done:
         kernel, launch = KERNELS[step.op], self._context.launch
         out = kernel.room(config, args, step.spent)
-        work = kernel.work(config, args, out, launch)
+        work = [*kernel.work(config, args, out, launch), *self._alone(step, args, out)]
         carry_out(work, self._context.runner)
         return Done(given=_given(step, args), name=step.out, out=out, work=work, lasting=launch.lasting())
+
+    def _alone(self, step: Prepared, args: Sequence[Any], out: Tensor) -> list[Call]:
+        """Beside prompts: tokens that are alone in their sequences, attended as in a decoding step."""
+        launch = self._context.launch
+        if step.op not in ATTENDING or launch.tiles is None or not launch.tiles.alone:
+            return []
+        config = _config_for(step, launch.tiles.alone)
+        assert config is not None, "no kernel for a decoding step"
+        return ATTENDING[step.op].alone(config, args, out, launch)
 
     def _recorded(self, step: Prepared, values: dict[str, Any]) -> Again:
         """Carry it out, and tell how to do so with the values of another layer."""
@@ -114,6 +117,13 @@ class Executor:
         if done is not None and repeater is not None:
             return repeated(done, step.ends, repeater)
         return lambda others: self._run(step, others)
+
+
+def _config_for(step: Prepared, rows: int) -> Config | None:
+    """The smallest that serves so many rows."""
+    assert step.op not in ATTENDING or rows <= max(step.configs), "more rows than the limits have"
+    fitting = [size for size in step.configs if size >= rows]
+    return step.configs[min(fitting)] if fitting else step.configs.get(ANY)
 
 
 def _given(step: Prepared, args: Sequence[Any]) -> dict[str, Tensor]:

@@ -33,6 +33,10 @@ class TileTables(Protocol):
     """How a step's prompts are cut, for tiles of any number of rows."""
 
     @property
+    def alone(self) -> int:
+        """So many tokens in front are in no tile: each is attended by itself, as in a decoding step."""
+
+    @property
     def made(self) -> Mapping[int, Tensor]:
         """So far."""
 

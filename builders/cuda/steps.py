@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -72,10 +72,15 @@ class Buffers:
 
 
 class Tiles:
-    """How a step's prompts are cut, for any height of tile; all layers share a table."""
+    """How a step's prompts are cut, for any height of tile; all layers share a table.
 
-    def __init__(self, step: Step, device: str) -> None:
-        self._chunks, self._device = list(_chunks(step)), device
+    Tokens in front that are alone in their sequences, `most` of them at most, are in no tile.
+    """
+
+    def __init__(self, step: Step, device: str, *, most: int) -> None:
+        chunks = list(_chunks(step))
+        self.alone = _alone(chunks[:most])
+        self._chunks, self._device = chunks[self.alone :], device
         self.made: dict[int, Tensor] = {}
 
     def __call__(self, rows: int) -> Tensor:
@@ -93,6 +98,11 @@ def _chunks(step: Step) -> Iterator[Chunk]:
     for sequence, tokens in zip(sequences.tolist(), counts.tolist(), strict=True):
         yield Chunk(sequence=sequence, first=first, tokens=tokens, position=int(step.positions[first]))
         first += tokens
+
+
+def _alone(chunks: Sequence[Chunk]) -> int:
+    """How many are of one token each, before the first of several."""
+    return next((count for count, chunk in enumerate(chunks) if chunk.tokens > 1), len(chunks))
 
 
 def to_device(step: Step, device: str) -> Step:

@@ -172,20 +172,31 @@ _WHOLE = (
 
 
 def tiled(
-    q: Tensor, attention: Attention, cache: Paged, tiles: Tensor, config: Config, *, out: Tensor
+    q: Tensor,
+    attention: Attention,
+    cache: Paged,
+    tiles: Tensor,
+    config: Config,
+    *,
+    out: Tensor,
+    fresh: bool = False,
 ) -> list[Call]:
-    """out [T, heads, D] for packed tokens, tile by tile as `tile_table` says; `tiles` [n, 3] of int32.
+    """out [T, heads, D] for packed tokens, tile by tile as `tile_table` says; `tiles` [n, 5] of int32.
 
-    Rows in no tile are left as they are.
+    Every token's k and v are in the cache. `fresh`: a row of q is followed by its own k and v too, the same
+    numbers as in the cache, and those of the step are read there. Rows in no tile are left as they are.
     """
-    constants: dict[str, Constant] = {**_shape(q, attention, cache), "BLOCK_D": _columns(out.shape[2])}
+    constants: dict[str, Constant] = {
+        **_shape(q, attention, cache),
+        "FRESH": fresh,
+        "BLOCK_D": _columns(out.shape[2]),
+    }
     args = (
         out,
         q,
         cache.k,
         cache.v,
         tiles,
-        cache.positions,
         cache.block_table,
         attention.slopes,
         cache.k_scale,
@@ -199,14 +210,14 @@ def tiled(
 TILED_CONFIGS = tuple(
     Config(blocks={"BLOCK_M": rows, "BLOCK_S": slots, "DEPTH": depth}, warps=warps, stages=depth)
     for rows, slots, depth, warps in (
-        (128, 64, 2, 4),
-        (128, 64, 3, 8),
-        (128, 128, 2, 8),
-        (128, 64, 2, 8),
         (64, 64, 3, 4),
+        (64, 32, 3, 4),
+        (128, 64, 3, 8),
+        (128, 64, 3, 4),
+        (128, 64, 2, 4),
+        (128, 128, 2, 8),
         (64, 64, 2, 4),
         (64, 32, 4, 4),
-        (64, 32, 3, 4),
         (64, 32, 2, 4),
         (16, 64, 3, 4),
     )
@@ -237,18 +248,24 @@ class Chunk:
     """Of its first token in the sequence."""
 
 
-Tile = tuple[int, int, int]
-"""Sequence, first row, rows."""
+Tile = tuple[int, int, int, int, int]
+"""Sequence, first row, rows, the first one's position, and that of the sequence's first in the step."""
 
 
 def tile_table(chunks: Iterable[Chunk], rows: int) -> list[Tile]:
     """Cut chunks into tiles of at most `rows`; those that look back furthest come first, to end together."""
-    cut = [
-        (chunk.position + start, (chunk.sequence, chunk.first + start, min(rows, chunk.tokens - start)))
+    tiles = [
+        (
+            chunk.sequence,
+            chunk.first + start,
+            min(rows, chunk.tokens - start),
+            chunk.position + start,
+            chunk.position,
+        )
         for chunk in chunks
         for start in range(0, chunk.tokens, rows)
     ]
-    return [tile for _, tile in sorted(cut, key=lambda entry: -entry[0])]
+    return sorted(tiles, key=lambda tile: -tile[3])
 
 
 def max_tiles(tokens: int, sequences: int, rows: int) -> int:

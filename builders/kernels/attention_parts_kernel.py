@@ -33,6 +33,17 @@ def cached_rows(cache, scale, slot, live, kv, table, wanted, KV_HEADS: tl.conste
 
 
 @triton.jit
+def step_rows(start, row, live, STRIDE: tl.constexpr, DIM: tl.constexpr, BLOCK_D: tl.constexpr,
+          MASKED: tl.constexpr):  # fmt: skip
+    """[rows, BLOCK_D] of one kv head's keys or values as the step has them, token after token."""
+    col = tl.arange(0, BLOCK_D)
+    at = start + row[:, None] * STRIDE + col[None, :]
+    if BLOCK_D == DIM and not MASKED:
+        return tl.load(at)
+    return tl.load(at, mask=live[:, None] & (col < DIM)[None, :], other=0.0)
+
+
+@triton.jit
 def attend(sums, total, top, q, query, slot, live, slope, kv, table, k_cache, v_cache, k_scale, v_scale,
             scale, KV_HEADS: tl.constexpr, DIM: tl.constexpr, BLOCK_D: tl.constexpr, TOKENS: tl.constexpr,
             WINDOW: tl.constexpr, SLOPED: tl.constexpr, MASKED: tl.constexpr):  # fmt: skip
@@ -48,20 +59,22 @@ def attend(sums, total, top, q, query, slot, live, slope, kv, table, k_cache, v_
 @triton.jit
 def add(sums, total, top, q, k, v, query, slot, live, slope, scale, WINDOW: tl.constexpr,
          SLOPED: tl.constexpr, MASKED: tl.constexpr):  # fmt: skip
-    """The same for keys and values that are there."""
-    scores = tl.dot(q, tl.trans(k), input_precision="ieee") * (scale * LOG2_E)
+    """The same for keys and values that are there; `scale` is above 0."""
+    scores = tl.dot(q, tl.trans(k), input_precision="ieee")
+    factor = scale * LOG2_E
     distance = query[:, None] - slot[None, :]
     if SLOPED:
-        scores -= slope[:, None] * LOG2_E * distance.to(tl.float32)
+        scores = scores * factor - slope[:, None] * LOG2_E * distance.to(tl.float32)
+        factor = 1.0
     if MASKED:
         seen = (distance >= 0) & live[None, :]
         if WINDOW:
             seen = seen & (distance < WINDOW)
         scores = tl.where(seen, scores, float("-inf"))
-    new_top = tl.maximum(top, tl.max(scores, 1))
+    new_top = tl.maximum(top, tl.max(scores, 1) * factor)
     # A row that has seen nothing yet keeps -inf, and -inf minus itself must not be taken.
     base = tl.where(new_top == float("-inf"), 0.0, new_top) if MASKED else new_top
-    weights = tl.exp2(scores - base[:, None])
+    weights = tl.exp2(scores * factor - base[:, None])  # one instruction multiplies and subtracts
     fade = tl.exp2(top - base)
     total = total * fade + tl.sum(weights, 1)
     sums = tl.dot(weights.to(v.dtype), v, sums * fade[:, None], input_precision="ieee")

@@ -47,11 +47,13 @@ def rotate_and_write(
 ) -> list[Call]:
     """Rotated q to `out` [T, heads, D] and rotated k, and v, to the cache.
 
-    qkv [T, (heads + 2 kv heads) · D]; cos and sin [T, half], float32. `out` may be q's part of qkv.
+    qkv [T, (heads + 2 kv heads) · D]; cos and sin [T, half], float32. `out` may be q's part of qkv. Where it
+    has room for all heads, rotated k, and v, are written there too.
     """
-    heads, dim = out.shape[1:]
+    room, dim = out.shape[1:]
+    packed = qkv.shape[1] // dim
+    heads = packed - 2 * cache.kv_heads
     half = angles[0].shape[1] if angles else 0
-    packed = heads + 2 * cache.kv_heads
     constants: dict[str, Constant] = {
         "HEADS": heads,
         "KV_HEADS": cache.kv_heads,
@@ -61,6 +63,7 @@ def rotate_and_write(
         "CLIPPED": clip is not None,
         "QKV_STRIDE": qkv.stride(0),
         "Q_STRIDE": out.stride(0),
+        "WHOLE": room == packed,
         "BLOCK_HALF": power_of_two(max(half, 1)),
         "BLOCK_REST": power_of_two(max(dim - 2 * half, 1)),
     }

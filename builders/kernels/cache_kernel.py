@@ -36,10 +36,11 @@ def _place(
     KV_HEADS: tl.constexpr,
     DIM: tl.constexpr,
     Q_STRIDE: tl.constexpr,
+    WHOLE: tl.constexpr,
 ):
     """Store columns [heads, cols] of packed heads where each belongs; a negative slot is no slot."""
     kv = (head - HEADS) % KV_HEADS
-    is_q = head < HEADS
+    is_q = (head < HEADS) | WHOLE
     is_k = (head >= HEADS) & (head < HEADS + KV_HEADS) & (slot >= 0)
     is_v = (head >= HEADS + KV_HEADS) & (slot >= 0)
     at = (slot * KV_HEADS + kv)[:, None] * DIM + col[None, :]
@@ -74,6 +75,7 @@ def rotate_and_write(
     CLIPPED: tl.constexpr,
     QKV_STRIDE: tl.constexpr,
     Q_STRIDE: tl.constexpr,
+    WHOLE: tl.constexpr,
     BLOCK_HALF: tl.constexpr,
     BLOCK_REST: tl.constexpr,
     BLOCK_H: tl.constexpr,
@@ -81,7 +83,7 @@ def rotate_and_write(
 ):
     """BLOCK_H of the packed heads of one token; HALF is half of the rotated columns, 0 rotates nothing.
 
-    A token at a negative position is padding and writes nothing to the cache.
+    A token at a negative position is padding and writes nothing to the cache. WHOLE: q has room for k and v.
     """
     release_next(OVERLAP)
     token = tl.program_id(0).to(tl.int64)
@@ -102,11 +104,11 @@ def rotate_and_write(
         high = tl.where(turned, second * c + first * s, second)
         _place(
             low, col, live, head, token, slot, q, k_cache, v_cache, k_scale, v_scale,
-            HEADS, KV_HEADS, DIM, Q_STRIDE,
+            HEADS, KV_HEADS, DIM, Q_STRIDE, WHOLE,
         )  # fmt: skip
         _place(
             high, HALF + col, live, head, token, slot, q, k_cache, v_cache, k_scale, v_scale,
-            HEADS, KV_HEADS, DIM, Q_STRIDE,
+            HEADS, KV_HEADS, DIM, Q_STRIDE, WHOLE,
         )  # fmt: skip
     if 2 * HALF < DIM:
         col = 2 * HALF + tl.arange(0, BLOCK_REST)
@@ -114,7 +116,7 @@ def rotate_and_write(
         rest = clipped(tl.load(start + col[None, :], mask=live, other=0.0), clip, CLIPPED)
         _place(
             rest, col, live, head, token, slot, q, k_cache, v_cache, k_scale, v_scale,
-            HEADS, KV_HEADS, DIM, Q_STRIDE,
+            HEADS, KV_HEADS, DIM, Q_STRIDE, WHOLE,
         )  # fmt: skip
 
 

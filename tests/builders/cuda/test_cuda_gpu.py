@@ -14,7 +14,7 @@ from builders.kernels.aot import compile_source
 from builders.kernels.call import Call
 from builders.kernels.driver import Compiled, Kernels
 from builders.limits import Limits
-from tests.cuda_ranks import On, following, kernel_pair, of_rows, prompts
+from tests.cuda_ranks import On, following, further, kernel_pair, of_rows, prompts
 from tests.oracle import bigcode, dbrx, gpt2, llama, mistral, mixtral, mpt, random_model, rope, starcoder2
 
 pytestmark = [
@@ -36,6 +36,8 @@ MODELS = [
     dbrx(),
 ]
 """Where not every expert is chosen, rounding alone may choose others: those are compared in float32."""
+MORE = [[1, 1, 1, 1], [1, 1, 9, 3], [1, 1, 1, 1], [1, 1, 1, 1]]
+"""Tokens of each after its prompt; in one step, some are alone beside others."""
 
 
 class Compiling:
@@ -65,12 +67,12 @@ def test_prompts_then_tokens(config: PreTrainedConfig, dtype: torch.dtype, tmp_p
     on = On(run=COMPILING, device="cuda", dtype=dtype)
     pair = kernel_pair(random_model(config), tmp_path, LIMITS, on)
     step, ids = prompts([37, 1, 40, 5], LIMITS), torch.randint(0, 90, (83,))
-    for turn in range(4):
+    for turn, counts in enumerate(MORE):
         engines = (pair.kernels, pair.plain, pair.rounded)
         ours, plain, rounded = (engine.forward(ids, step).cpu().float() for engine in engines)
         limit = 2 * (rounded - plain).abs().max().item() + 1e-3 * plain.abs().max().item()
         torch.testing.assert_close(ours, plain, rtol=0, atol=limit, msg=lambda m, t=turn: f"turn {t}: {m}")
-        ids, step = plain.argmax(-1), following(step)
+        step, ids = further(step, counts), torch.randint(0, 90, (sum(counts),))
 
 
 @pytest.mark.parametrize("config", [MODELS[0], gpt2(), mpt()], ids=lambda config: config.model_type)

@@ -155,13 +155,56 @@ def test_tiled(case: Case, run: Runner, assert_near: Callable[[Tensor, Tensor], 
     )
     q, computed = packed_q(cache.positions.shape[0], case), case.attention()
     table = tile_table(chunks, 16)
-    empty = [(0, 0, 0)] * (max_tiles(q.shape[0], len(chunks), 16) - len(table))
+    empty = [(0,) * 5] * (max_tiles(q.shape[0], len(chunks), 16) - len(table))
     tiles = torch.tensor(table + empty, dtype=torch.int32)
     out = torch.full(q.shape, 7.0, dtype=case.dtype)
     config = Config(blocks={"BLOCK_M": 16, "BLOCK_S": case.block_s, "DEPTH": 1})
     run(tiled(q, computed, cache, tiles, config, out=out))
     assert_near(out[:-1], attended(q, cache, computed)[:-1])
     assert out[-1].eq(7).all()
+
+
+FRESH = {
+    "GQA": Case(heads=4, kv_heads=2, dim=64),
+    "MHA, ALiBi": Case(heads=2, kv_heads=2, dim=80, block_s=32, sloped=True, dtype=FP16),
+    "MQA, window": Case(heads=3, kv_heads=1, dim=128, window=12, dtype=FP32),
+    "window over what is cached": Case(heads=2, kv_heads=1, dim=64, window=70, dtype=FP32),
+}
+
+
+@pytest.mark.parametrize("case", FRESH.values(), ids=FRESH)
+def test_tiled_reads_what_the_step_brings(
+    case: Case, run: Runner, assert_near: Callable[[Tensor, Tensor], None]
+) -> None:
+    torch.manual_seed(0)
+    chunks = chunks_of((0, 37), (37, 20), (64, 33), (50, 1))
+    cache = paged(chunks, case.kv_heads, case.dim, case.dtype, padding=1)
+    tokens, computed = cache.positions.shape[0], case.attention()
+    qkv = torch.randn(tokens, case.heads + 2 * case.kv_heads, case.dim).to(case.dtype)
+    q, k, v = qkv.split([case.heads, case.kv_heads, case.kv_heads], 1)
+    places = cache.positions[:-1], cache.sequences[:-1], cache.block_table
+    write(k[:-1], v[:-1], cache.k, cache.v, *places, None, None)
+    expected = attended(q, cache, computed)
+    for blocks, positions in zip(cache.block_table, starts_by_row(chunks), strict=True):
+        forget(cache, blocks, positions)
+    tiles = torch.tensor(tile_table(chunks, 16), dtype=torch.int32)
+    config = Config(blocks={"BLOCK_M": 16, "BLOCK_S": case.block_s, "DEPTH": 1})
+    out = torch.full(q.shape, float("nan"), dtype=case.dtype)
+    run(tiled(qkv, computed, cache, tiles, config, out=out, fresh=True))
+    assert_near(out[:-1], expected[:-1])
+
+
+def starts_by_row(chunks: list[Chunk]) -> list[int]:
+    """Of every row of the block table, the first position that the step brings."""
+    return [chunk.position for chunk in sorted(chunks, key=lambda chunk: chunk.sequence)]
+
+
+def forget(cache: Paged, blocks: Tensor, position: int) -> None:
+    """Whoever reads the cache from there on gets no number."""
+    size = cache.k.shape[1]
+    slots = (blocks[:, None] * size + torch.arange(size)).flatten()[position:]
+    for part in (cache.k, cache.v):
+        part.flatten(0, 1)[slots] = float("nan")
 
 
 def packed_q(tokens: int, case: Case) -> Tensor:
@@ -177,10 +220,18 @@ def test_tiles_cover_every_token_once() -> None:
         Chunk(sequence=0, first=71, tokens=64, position=100),
     ]
     tiles = tile_table(chunks, 32)
-    rows = sorted((first + i, sequence) for sequence, first, count in tiles for i in range(count))
-    assert rows == [(chunk.first + i, chunk.sequence) for chunk in chunks for i in range(chunk.tokens)]
-    assert all(0 < count <= 32 for _, _, count in tiles)
-    assert tiles[0] == (1, 70, 1)
+    rows = sorted(
+        (first + i, sequence, position + i, brought)
+        for sequence, first, count, position, brought in tiles
+        for i in range(count)
+    )
+    assert rows == [
+        (chunk.first + i, chunk.sequence, chunk.position + i, chunk.position)
+        for chunk in chunks
+        for i in range(chunk.tokens)
+    ]
+    assert all(0 < count <= 32 for _, _, count, _, _ in tiles)
+    assert tiles[0] == (1, 70, 1, 900, 900)
     assert len(tiles) <= max_tiles(135, 3, 32)
 
 

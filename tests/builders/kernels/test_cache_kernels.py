@@ -27,6 +27,8 @@ class Case:
     dtype: torch.dtype = torch.bfloat16
     cached: torch.dtype | None = None
     in_place: bool = False
+    whole: bool = False
+    """k and v are wanted beside q."""
 
 
 CASES = {
@@ -37,6 +39,9 @@ CASES = {
     "odd rotary, clipped": Case(heads=2, kv_heads=2, dim=24, half=5, clip=0.7, dtype=torch.float32),
     "no rotary, clipped": Case(heads=6, kv_heads=1, dim=128, half=0, clip=0.5),
     "8 bits": Case(heads=4, kv_heads=2, dim=64, half=32, cached=torch.float8_e4m3fn),
+    "beside q, part rotated, clipped": Case(heads=3, kv_heads=2, dim=80, half=16, clip=0.6, whole=True),
+    "beside q, in place": Case(heads=4, kv_heads=1, dim=64, half=32, in_place=True, whole=True),
+    "beside q, no rotary": Case(heads=2, kv_heads=2, dim=24, half=0, dtype=torch.float32, whole=True),
 }
 
 
@@ -56,12 +61,13 @@ def test_rotate_and_write(case: Case, run: Runner, assert_near: Callable[[Tensor
     qkv = torch.randn(tokens, (case.heads + 2 * case.kv_heads) * case.dim).to(case.dtype)
     angles = (torch.rand(tokens, case.half), torch.rand(tokens, case.half)) if case.half else None
     q, k, v = separated(qkv, angles, case)
+    expected = torch.cat([q, k, v], 1) if case.whole else q
     k, v = written(cache.k, k, cache.k_scale, cache), written(cache.v, v, cache.v_scale, cache)
-    out = qkv[:, : case.heads * case.dim].unflatten(1, (case.heads, case.dim))
+    out = qkv.unflatten(1, (-1, case.dim))[:, : expected.shape[1]]
     out = out if case.in_place else torch.empty(out.shape, dtype=out.dtype)
     config = Config(blocks={"BLOCK_H": 4}, warps=1)
     run(rotate_and_write(qkv, angles, cache, config, out=out, clip=case.clip))
-    assert_near(out, q)
+    assert_near(out, expected)
     assert_near(cache.k, k)
     assert_near(cache.v, v)
 

@@ -103,9 +103,9 @@ def calls() -> Iterator[Call]:
         yield from decode(
             q, sloped, CACHE, config, out=out, scratch=SCRATCH, packed=Packed(angles=ANGLES, clip=8.0)
         )
-    tiles = empty(4, 3, dtype=torch.int32)
+    tiles = empty(4, 5, dtype=torch.int32)
     yield from tiled(q, sloped, CACHE, tiles, TILED_CONFIGS[-1], out=out)
-    yield from tiled(q, plain, CACHE, tiles, TILED_CONFIGS[-1], out=out)
+    yield from tiled(q, plain, CACHE, tiles, TILED_CONFIGS[-1], out=out, fresh=True)
     yield from rotate_and_write(q, ANGLES, CACHE, WRITE_CONFIGS[0], out=out, clip=8.0)
     x = empty(16, 4096)
     yield from norm(x, LAYER, NORM_CONFIGS[0], out=x, add=x, total=x)
