@@ -41,7 +41,7 @@ class TileTables(Protocol):
         """So far."""
 
     def __call__(self, rows: int) -> Tensor:
-        """[n, 3]"""
+        """[n, 5] of int32: see `tile_table`."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,9 +22,10 @@ from builders.cuda.weights import read_to_device
 from builders.engine import Piece, Pieces, TorchEngine
 from builders.engine_folder import new_caches
 from builders.engine_manifest import TorchManifest, check_unit, unit_folder
-from builders.errors import EngineError
+from builders.errors import ArtifactError, EngineError
 from builders.kernels.driver import Kernels
 from builders.kernels.linear import ScratchSize
+from builders.kernels.parameters import takes
 from builders.mapping import rank_shape
 from builders.program import Program
 
@@ -35,6 +36,7 @@ def load_cuda(
     """One rank with an empty cache; `pieces` hold its programs, which are given kernels here."""
     if why := obstacle(manifest.target):
         raise EngineError(f"{folder}: cannot run here: {why}")
+    found = choices_of(folder, manifest)  # before weights are read for nothing
     checkpoint, limits = manifest.checkpoint, manifest.limits
     shape = rank_shape(checkpoint.spec, checkpoint.mapping, rank)
     torch.cuda.set_device(device)
@@ -42,7 +44,6 @@ def load_cuda(
     constants = rank_constants(checkpoint.spec, checkpoint.mapping, rank)
     tensors = {name: value.to(device) for name, value in (weights | constants).items()}
     caches = new_caches(manifest, rank, num_blocks + 1, device=device)
-    found = choices_of(folder, manifest)
     context = _context(found.values(), device)
     ready = _with_kernels(pieces, {key: choice.config for key, choice in found.items()}, context)
     x = _input(manifest, first=shape.first, device=device)
@@ -62,8 +63,20 @@ def choices_of(folder: Path, manifest: TorchManifest) -> dict[str, Choice]:
     """Kernels by the key of their site, once their files are known to be those that were built."""
     for unit in manifest.kernels:
         check_unit(folder, unit)
-    choices = (read_choice(unit_folder(folder, unit)) for unit in manifest.kernels)
+    choices = [read_choice(unit_folder(folder, unit)) for unit in manifest.kernels]
+    for choice in choices:
+        _check_kernels(folder, choice)
     return {choice.site: choice for choice in choices}
+
+
+def _check_kernels(folder: Path, choice: Choice) -> None:
+    """Refuse those of another version, before a step needs them."""
+    for compiled in choice.compiled:
+        if not takes(compiled.source):
+            raise ArtifactError(
+                f"{folder}: its kernel {compiled.source.kernel} is of another version of rankforge and takes "
+                "other arguments; use the rankforge that made the engine, or build it again"
+            )
 
 
 def _context(choices: Collection[Choice], device: str) -> Context:

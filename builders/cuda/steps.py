@@ -84,7 +84,7 @@ class Tiles:
         self.made: dict[int, Tensor] = {}
 
     def __call__(self, rows: int) -> Tensor:
-        """[n, 3]"""
+        """[n, 5] of int32: see `tile_table`."""
         if rows not in self.made:
             table = tile_table(self._chunks, rows)
             self.made[rows] = there(torch.tensor(table, dtype=torch.int32), self._device)

@@ -37,7 +37,7 @@ def step_rows(start, row, live, STRIDE: tl.constexpr, DIM: tl.constexpr, BLOCK_D
           MASKED: tl.constexpr):  # fmt: skip
     """[rows, BLOCK_D] of one kv head's keys or values as the step has them, token after token."""
     col = tl.arange(0, BLOCK_D)
-    at = start + row[:, None] * STRIDE + col[None, :]
+    at = start + row[:, None].to(tl.int64) * STRIDE + col[None, :]
     if BLOCK_D == DIM and not MASKED:
         return tl.load(at)
     return tl.load(at, mask=live[:, None] & (col < DIM)[None, :], other=0.0)

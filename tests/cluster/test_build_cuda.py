@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from builders.checkpoint import read_manifest
+from builders.cuda.load import choices_of
 from builders.cuda.plans import KernelUnit, plan_cuda
 from builders.cuda.target import CAPABILITIES, Target, local_target
+from builders.cuda.unit import CHOICE
 from builders.engine_folder import load_engine
-from builders.errors import EngineError
+from builders.engine_manifest import TorchManifest, Unit, read_engine, unit_folder
+from builders.errors import ArtifactError, EngineError
 from builders.limits import Limits
+from builders.tensor_file import Written
 from cluster.build import BuildResult
 from cluster.inspect_engine import inspect_engine
 from tests.cluster.test_build import make
@@ -77,6 +83,28 @@ def test_kernels_have_the_window(checkpoint: Path, window: int | None, kernels: 
     chosen = [unit.plan.site for unit in plan.kernels if isinstance(unit, KernelUnit)]
     sites = [site for site in chosen if site.op == "fused.rotate_and_attend"]
     assert {site.args[13] for site in sites} == kernels
+
+
+def test_kernels_of_another_version_are_refused(checkpoint: Path, tmp_path: Path) -> None:
+    """When an engine is loaded, not by the first prompt."""
+    folder = tmp_path / "engine"
+    build(checkpoint, folder, "sm80", max_batch_size=1)
+    manifest = read_engine(folder)
+    assert isinstance(manifest, TorchManifest)
+    assert len(choices_of(folder, manifest)) == len(manifest.kernels)
+    older = replace(manifest, kernels=tuple(as_before(folder, unit) for unit in manifest.kernels))
+    with pytest.raises(ArtifactError, match=r"its kernel tiles\.tiled is of another version.*build it again"):
+        choices_of(folder, older)
+
+
+def as_before(folder: Path, unit: Unit) -> Unit:
+    """As it was built when kernels for prompts had one constant less."""
+    file = unit_folder(folder, unit) / CHOICE
+    data = file.read_text().replace('["FRESH", true], ', "").encode()
+    file.unlink()  # it may be the store's too
+    file.write_bytes(data)
+    written = Written(name=CHOICE, num_bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+    return replace(unit, files=tuple(written if one.name == CHOICE else one for one in unit.files))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")

@@ -26,6 +26,7 @@ from builders.kernels.call import Config, Runner
 from builders.ops import rotated, write
 from tests.builders.kernels.scratch import scratch_of
 from tests.builders.kernels.steps import attended, chunks_of, paged
+from tests.builders.kernels.workers import interpret_here, pool
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 
@@ -192,6 +193,28 @@ def test_tiled_reads_what_the_step_brings(
     out = torch.full(q.shape, float("nan"), dtype=case.dtype)
     run(tiled(qkv, computed, cache, tiles, config, out=out, fresh=True))
     assert_near(out[:-1], expected[:-1])
+
+
+def test_rows_of_a_step_may_lie_far_apart(assert_near: Callable[[Tensor, Tensor], None]) -> None:
+    """Further than 32 bits count; in a process that takes the memory of what it touches alone."""
+    with pool(interpreted=True) as workers:
+        assert_near(*workers.submit(attended_far_apart).result())
+
+
+def attended_far_apart() -> tuple[Tensor, Tensor]:
+    """What the kernel makes of nine tokens, and what it should."""
+    tokens, stride, case = 9, 2**28, Case(heads=1, kv_heads=1, dim=16, dtype=FP16)
+    chunks = chunks_of((0, tokens))
+    cache = paged(chunks, case.kv_heads, case.dim, case.dtype)
+    qkv = torch.empty(tokens * stride, dtype=FP16).as_strided((tokens, 3, case.dim), (stride, case.dim, 1))
+    q, k, v = qkv.normal_().split(1, 1)
+    write(k, v, cache.k, cache.v, cache.positions, cache.sequences, cache.block_table, None, None)
+    expected = attended(q, cache, case.attention())
+    tiles = torch.tensor(tile_table(chunks, 16), dtype=torch.int32)
+    config = Config(blocks={"BLOCK_M": 16, "BLOCK_S": 16, "DEPTH": 1})
+    out = torch.full(q.shape, float("nan"), dtype=FP16)
+    interpret_here(tiled(qkv, case.attention(), cache, tiles, config, out=out, fresh=True))
+    return out, expected
 
 
 def starts_by_row(chunks: list[Chunk]) -> list[int]:

@@ -49,6 +49,8 @@ from builders.kernels.moe import (
     sort,
 )
 from builders.kernels.norm import ACTIVATION_CONFIGS, NORM_CONFIGS, Norm, activation, norm
+from builders.kernels.parameters import takes
+from builders.kernels.reduce import REDUCE_CONFIG, all_reduce, example_buffers
 from tests.builders.kernels.workers import compiles, pool
 
 CAPABILITIES = (80, 90, 120)
@@ -163,6 +165,11 @@ def moe_calls() -> Iterator[Call]:
     yield from combine(parts, experts, routed, COMBINE_CONFIGS[0], out=x, residual=x)
 
 
+def reducing_calls() -> Iterator[Call]:
+    x = empty(2, 4096)
+    yield from all_reduce(x, example_buffers(4), REDUCE_CONFIG, out=x, residual=x)
+
+
 CALLS = [*calls(), *other_calls(), *direct_calls(), *moe_calls()]
 
 
@@ -224,3 +231,13 @@ def test_what_does_not_fit_is_told_apart(compiler: Callable[[Source, int], str])
 @pytest.mark.parametrize("call", CALLS[:2], ids=name_of)
 def test_sources_survive_a_manifest(call: Call) -> None:
     assert Source.from_json(json.loads(json.dumps(call.source.to_json()))) == call.source
+
+
+@pytest.mark.parametrize("call", [*CALLS, *reducing_calls()], ids=name_of)
+def test_what_took_something_else_is_told_apart(call: Call) -> None:
+    source = call.source
+    assert takes(source)
+    assert not takes(replace(source, constants=source.constants[1:]))
+    assert not takes(replace(source, kinds=(*source.kinds, "i32")))
+    assert not takes(replace(source, kernel=f"{source.kernel}_of_before"))
+    assert not takes(replace(source, kernel=f"before_{source.kernel}"))

@@ -82,13 +82,14 @@ _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 def interpret(workers: ProcessPoolExecutor, calls: Iterable[Call]) -> None:
     """Execute launches on CPU tensors, which are written as on a device."""
     calls = list(calls)
-    for call, args in zip(calls, workers.submit(_interpret, calls).result(), strict=True):
+    for call, args in zip(calls, workers.submit(interpret_here, calls).result(), strict=True):
         for ours, theirs in zip(call.args, args, strict=True):
             if isinstance(ours, Tensor):
                 ours.copy_(theirs)
 
 
-def _interpret(calls: list[Call]) -> list[tuple[object, ...]]:
+def interpret_here(calls: list[Call]) -> list[tuple[object, ...]]:
+    """In the process of such workers."""
     for call in calls:
         find(call.kernel)[call.grid](*call.args, **dict(call.constants))
     return [call.args for call in calls]
