@@ -36,9 +36,8 @@ def activation_bytes(manifest: Manifest, rank: int, limits: Limits) -> int:
 
 
 def _attention_width(spec: ModelSpec, shape: RankShape) -> int:
-    """q, k, v, what rotation makes of q and k, and the result."""
-    heads = 2 * shape.num_heads + 2 * shape.num_kv_heads + shape.num_heads + shape.num_kv_heads
-    return heads * spec.head_dim
+    """q, k and v; q and k rotated, with v beside them; and the result."""
+    return (3 * shape.num_heads + 4 * shape.num_kv_heads) * spec.head_dim
 
 
 def _mlp_width(spec: ModelSpec, shape: RankShape) -> int:
