@@ -16,6 +16,9 @@ from cluster.run_options import RunOptions
 
 Row = tuple[int, ...]
 
+SURROGATE = re.compile("[\ud800-\udfff]")
+"""What is no text: it cannot be written, and no tokenizer takes it."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
@@ -86,7 +89,7 @@ def _encoded(inputs: Inputs, options: RunOptions, tokenizer: PreTrainedTokenizer
 
 def _readable(text: str) -> str:
     """A command line may have bytes that are no text."""
-    if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+    if SURROGATE.search(text):
         raise UserError(f"--input_text={text!a}: not UTF-8; give it in a file, or another text")
     return text
 
