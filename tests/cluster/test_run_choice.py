@@ -79,6 +79,11 @@ def test_options_that_change_nothing_are_noted() -> None:
     assert not check_choice(options(temperature=0.7, top_k=0))
     assert not check_choice(options())
     assert not check_choice(options(seed=1))
+    (note,) = check_choice(options(num_beams=2, top_k=5, temperature=0.7, length_penalty=2.0))
+    assert note.startswith("note: --top_k, --temperature with --num_beams=2: beam search draws nothing")
+    (note,) = check_choice(options(length_penalty=2.0, top_k=0))
+    assert note.startswith("note: --length_penalty without --num_beams: ")
+    assert not check_choice(options(num_beams=2, num_return_sequences=2, early_stopping=0))
 
 
 def test_words_of_one_token_are_barred() -> None:
