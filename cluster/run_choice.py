@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from actors.sampling_params import SamplingParams
 from builders.errors import UserError
+from cluster.prompts import readable
 from cluster.run_options import RunOptions
 from cluster.summarize_options import SummarizeOptions
 
@@ -18,6 +19,9 @@ def check_choice(options: RunOptions) -> Sequence[str]:
     """Refuse options that do not go together; notes on those that change nothing."""
     if options.num_beams > 1:
         _check_beams(options)
+    for name in ("stop_words", "bad_words"):
+        for word in getattr(options, name):
+            readable(f"--{name}", word)
     if options.streaming and options.json:
         raise UserError("--streaming: prints texts as they come, --json one document; give one of them")
     return idle_notes(options)

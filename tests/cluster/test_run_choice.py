@@ -72,6 +72,12 @@ def test_what_does_not_go_together() -> None:
     assert refusal(streaming=True, json=True).startswith("--streaming: ")
 
 
+@pytest.mark.parametrize("name", ["stop_words", "bad_words"])
+def test_bytes_that_are_no_text_are_refused(name: str) -> None:
+    told = refusal(**{name: ["fine", b"caf\xe9".decode("utf-8", "surrogateescape")]})
+    assert told == f"--{name}='caf\\udce9': not UTF-8; give another text"
+
+
 def test_options_that_change_nothing_are_noted() -> None:
     (note,) = check_choice(options(temperature=0.7, top_p=0.9))
     assert note.startswith("note: --temperature, --top_p without --top_k")
