@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from contextlib import suppress
 from importlib.metadata import version
@@ -235,7 +236,15 @@ def demo(options: DemoOptions) -> None:
 
 
 def _print(result: dict[str, Any], text: str, *, as_json: bool) -> None:
-    print(json.dumps(result, indent=2) if as_json else text)
+    try:
+        print(json.dumps(result, indent=2) if as_json else text, flush=True)
+    except BrokenPipeError:  # who reads has enough
+        raise
+    except OSError as error:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - Python flushes once more at the end
+        raise UserError(
+            f"standard output: cannot be written ({error.strerror}); send it elsewhere, then run again"
+        ) from error
 
 
 def main() -> None:

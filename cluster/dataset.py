@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from builders.errors import SourceError, UserError
+from cluster.prompts import SURROGATE
 
 _RULE = 'every line is a JSON object with the texts "article" and "highlights"'
 
@@ -71,6 +72,10 @@ def _article(row: Any, place: str) -> Article:
         if not isinstance(value, str) or not value.strip():
             what = f"has no {name!r}" if value is None else f"{name!r} is no text, or empty"
             raise SourceError(f"{place}: {what}; {_RULE}")
+        if SURROGATE.search(value):  # JSON can escape half a character
+            raise SourceError(
+                f"{place}: {name!r} has half a character, such as \\ud800; write it whole; {_RULE}"
+            )
     return Article(text=row["article"], highlights=row["highlights"])
 
 

@@ -16,6 +16,9 @@ from cluster.run_options import RunOptions
 
 Row = tuple[int, ...]
 
+SURROGATE = re.compile("[\ud800-\udfff]")
+"""What is no text: it cannot be written, and no tokenizer takes it."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
@@ -34,7 +37,9 @@ def read_inputs(options: RunOptions) -> Inputs:
     """What the options name, as far as that needs no tokenizer."""
     file = options.input_file
     if file is None:
-        return Inputs(name="--input_text", texts=tuple(map(_readable, options.input_text)))
+        remedy = "give it in a file, or another text"
+        texts = tuple(readable("--input_text", text, remedy) for text in options.input_text)
+        return Inputs(name="--input_text", texts=texts)
     if "input_text" in options.given:
         raise UserError(f"--input_file={file}: there is --input_text too; give one of them")
     inputs = _READERS.get(file.suffix.lower(), _lines)(file)
@@ -84,10 +89,10 @@ def _encoded(inputs: Inputs, options: RunOptions, tokenizer: PreTrainedTokenizer
     return [tuple(ids) for ids in encoded["input_ids"]]
 
 
-def _readable(text: str) -> str:
+def readable(option: str, text: str, remedy: str = "give another text") -> str:
     """A command line may have bytes that are no text."""
-    if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
-        raise UserError(f"--input_text={text!a}: not UTF-8; give it in a file, or another text")
+    if SURROGATE.search(text):
+        raise UserError(f"{option}={text!a}: not UTF-8; {remedy}")
     return text
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from transformers import PreTrainedTokenizerBase
 
 from actors.sampling_params import SamplingParams
 from builders.errors import UserError
+from cluster.prompts import readable
 from cluster.run_options import RunOptions
 from cluster.summarize_options import SummarizeOptions
 
@@ -18,18 +19,23 @@ def check_choice(options: RunOptions) -> Sequence[str]:
     """Refuse options that do not go together; notes on those that change nothing."""
     if options.num_beams > 1:
         _check_beams(options)
+    for name in ("stop_words", "bad_words"):
+        for word in getattr(options, name):
+            readable(f"--{name}", word)
     if options.streaming and options.json:
         raise UserError("--streaming: prints texts as they come, --json one document; give one of them")
     return idle_notes(options)
 
 
 def idle_notes(options: RunOptions | SummarizeOptions) -> Sequence[str]:
-    """On options that ask for a draw where the likeliest token is taken, as the old scripts took it."""
-    idle = [f"--{name}" for name in _drawing(options.given)]
-    if options.num_beams > 1 or options.top_k != 1 or "top_k" in options.given or not idle:
-        return ()
+    """On options that are of another way to choose than the one that is taken, as the old scripts took it."""
+    if options.num_beams > 1:
+        idle = _named(("top_k", *_DRAWING), options.given)
+        return _note(idle, f"with --num_beams={options.num_beams}: beam search draws nothing; leave out one")
+    drawing = () if "top_k" in options.given else _named((*_DRAWING, "num_return_sequences"), options.given)
     return (
-        f"note: {', '.join(idle)} without --top_k: 1, the likeliest token, is taken; 0 chooses among all",
+        *_note(_named(_RANKING, options.given), "without --num_beams: there are no beams to rank"),
+        *_note(drawing, "without --top_k: 1, the likeliest token, is taken; 0 chooses among all"),
     )
 
 
@@ -77,9 +83,16 @@ def _token_of(word: str, tokenizer: PreTrainedTokenizerBase) -> int:
     return int(tokens[0])
 
 
-def _drawing(given: Collection[str]) -> Iterator[str]:
-    """The options that were given and ask for a draw."""
-    return (name for name in ("temperature", "top_p", "min_p", "num_return_sequences") if name in given)
+_DRAWING = ("temperature", "top_p", "min_p")
+_RANKING = ("length_penalty", "early_stopping")
+
+
+def _named(names: Sequence[str], given: Collection[str]) -> Sequence[str]:
+    return [f"--{name}" for name in names if name in given]
+
+
+def _note(idle: Sequence[str], why: str) -> Sequence[str]:
+    return (f"note: {', '.join(idle)} {why}",) if idle else ()
 
 
 def _check_beams(options: RunOptions) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from builders.engine_manifest import EngineManifest
 from builders.errors import AccuracyError, UserError
+from cluster.prompts import readable
 from cluster.summaries import ARTICLE
 from cluster.summarize_options import SummarizeOptions
 from cluster.summarize_report import Column
@@ -17,7 +18,7 @@ def check_options(options: SummarizeOptions) -> None:
         raise UserError("--test_engine: there is no engine; add --engine_dir DIR")
     if options.test_hf and options.hf_model_dir is None:
         raise UserError("--test_hf: there is no model; add --hf_model_dir with an id or a folder")
-    if ARTICLE not in options.prompt_template:
+    if ARTICLE not in readable("--prompt_template", options.prompt_template):
         raise UserError(
             f"--prompt_template={options.prompt_template!r}: has no place for the article; write {ARTICLE}"
         )

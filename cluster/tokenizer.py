@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
@@ -40,6 +41,11 @@ def _opened(folder: Path, engine_dir: Path) -> PreTrainedTokenizerBase:
         begins = read_engine(engine_dir).checkpoint.spec.family == "llama"
         found = Pieces(folder / "tokenizer.model", begins=begins)
     else:
-        files = ", ".join(sorted(names)) or "nothing"
-        raise SourceError(f"{folder}: {files} alone does not say how to encode; {_REMEDY}")
+        raise SourceError(f"{folder}: {_listed(sorted(names))} alone does not say how to encode; {_REMEDY}")
     return cast(PreTrainedTokenizerBase, found)
+
+
+def _listed(names: Sequence[str], most: int = 5) -> str:
+    """In one line, whatever folder that is."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more or "nothing"

@@ -99,6 +99,18 @@ def test_weights_that_are_none(content: dict[str, torch.Tensor], count: int, tmp
     assert sorted(file.name for file in tmp_path.iterdir()) == ["model"]
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="takes a device that is always full")
+def test_a_full_standard_output_is_one_line(tmp_path: Path) -> None:
+    save_llama(tmp_path / "model")
+    words = ("convert", "--model_dir", tmp_path / "model", "--output_dir", tmp_path / "out")
+    command = [sys.executable, "-m", "cluster", *map(str, words)]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True)
+    last = done.stderr.splitlines()[-1]
+    assert (done.returncode, "Traceback" in done.stderr) == (2, False)
+    assert last.startswith("error: standard output: cannot be written (No space left on device); ")
+
+
 def test_version_and_help() -> None:
     assert rankforge("--version").stdout.startswith("rankforge ")
     text = rankforge("--help").stdout

@@ -45,6 +45,8 @@ def test_what_is_not_wanted_is_not_read(tmp_path: Path) -> None:
         ({"article": "x"}, r"x\.jsonl:3: has no 'highlights'"),
         ({"text": "x", "highlights": "y"}, r"x\.jsonl:3: has no 'article'"),
         ({"article": " ", "highlights": "y"}, r"x\.jsonl:3: 'article' is no text, or empty"),
+        ({"article": "x\ud800", "highlights": "y"}, r"x\.jsonl:3: 'article' has half a character"),
+        ({"article": "x", "highlights": "\udfff"}, r"x\.jsonl:3: 'highlights' has half a character"),
         ({"article": "x", "highlights": ["y"]}, r"x\.jsonl:3: 'highlights' is no text, or empty"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

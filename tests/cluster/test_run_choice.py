@@ -72,6 +72,12 @@ def test_what_does_not_go_together() -> None:
     assert refusal(streaming=True, json=True).startswith("--streaming: ")
 
 
+@pytest.mark.parametrize("name", ["stop_words", "bad_words"])
+def test_bytes_that_are_no_text_are_refused(name: str) -> None:
+    told = refusal(**{name: ["fine", b"caf\xe9".decode("utf-8", "surrogateescape")]})
+    assert told == f"--{name}='caf\\udce9': not UTF-8; give another text"
+
+
 def test_options_that_change_nothing_are_noted() -> None:
     (note,) = check_choice(options(temperature=0.7, top_p=0.9))
     assert note.startswith("note: --temperature, --top_p without --top_k")
@@ -79,6 +85,11 @@ def test_options_that_change_nothing_are_noted() -> None:
     assert not check_choice(options(temperature=0.7, top_k=0))
     assert not check_choice(options())
     assert not check_choice(options(seed=1))
+    (note,) = check_choice(options(num_beams=2, top_k=5, temperature=0.7, length_penalty=2.0))
+    assert note.startswith("note: --top_k, --temperature with --num_beams=2: beam search draws nothing")
+    (note,) = check_choice(options(length_penalty=2.0, top_k=0))
+    assert note.startswith("note: --length_penalty without --num_beams: ")
+    assert not check_choice(options(num_beams=2, num_return_sequences=2, early_stopping=0))
 
 
 def test_words_of_one_token_are_barred() -> None:

@@ -175,6 +175,7 @@ def test_the_table(case: Path) -> None:
         ({"tokenizer_dir": Path("/nowhere")}, "--tokenizer_dir=/nowhere: no such folder"),
         ({"dataset": "missing.jsonl"}, "missing.jsonl: no such file"),
         ({"prompt_template": "TL;DR:"}, "has no place for the article; write {article}"),
+        ({"prompt_template": "{article}\udcff"}, "--prompt_template=.{article}.udcff.: not UTF-8"),
         (
             {"max_input_length": 25},
             "--max_input_length=25: .*engine takes 24; use less, or build it with --max_",

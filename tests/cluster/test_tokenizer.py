@@ -51,6 +51,9 @@ def test_files_that_nobody_describes_are_not_guessed_at(tmp_path: Path) -> None:
     (tmp_path / "some.tiktoken").write_bytes(b"anything")
     (tmp_path / "tokenizer.model").write_bytes(b"anything")
     assert "some.tiktoken, tokenizer.model alone does not say how to encode" in refusal(tmp_path)
+    for number in range(30):
+        (tmp_path / f"a{number:02}").touch()
+    assert "a00, a01, a02, a03, a04 and 27 more alone does not say how to encode" in refusal(tmp_path)
 
 
 def test_folders_without_a_tokenizer(tmp_path: Path) -> None:
