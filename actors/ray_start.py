@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import threading
 from collections.abc import Iterator
@@ -13,11 +14,17 @@ from builders.errors import RankforgeError, UserError
 
 
 def start_ray(**settings: Any) -> None:
-    """On this machine alone."""
+    """On this machine alone, without a word of Ray's own but errors."""
     import ray  # takes a second, which nobody else needs to wait
 
     with signals_kept(), _InOneLine():
-        ray.init(address="local", log_to_driver=False, include_dashboard=False, **settings)
+        ray.init(
+            address="local",
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            include_dashboard=False,
+            **settings,
+        )
 
 
 class _InOneLine:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import ctypes
-import logging
 import os
 import signal
 import sys
@@ -40,11 +39,7 @@ def ray_here(num_cpus: int) -> Iterator[None]:
     before = {process.pid for process in _descendants()}
     try:
         with _watched(before):
-            start_ray(
-                num_cpus=num_cpus,
-                logging_level=logging.ERROR,
-                _system_config=_OWN_RAY,
-            )
+            start_ray(num_cpus=num_cpus, _system_config=_OWN_RAY)
             silence()
             yield
     finally:

@@ -59,6 +59,8 @@ class _Prepared:
     ends: Ends
     tokenizer: PreTrainedTokenizerBase | None
     generator: GeneratorOptions
+    room: int
+    """Tokens that the engine has after the longest prompt."""
 
     @property
     def sampled(self) -> bool:
@@ -76,6 +78,12 @@ def run(options: RunOptions, out: TextIO, notes: TextIO) -> RunResult:
     for note in check_choice(options):
         print(note, file=notes)
     prepared = _prepare(options)
+    if options.max_output_len > prepared.room:
+        print(
+            f"note: --max_output_len={options.max_output_len}: there is room for {prepared.room} tokens "
+            "after the longest prompt; build the engine with a larger --max_seq_len for more",
+            file=notes,
+        )
     stream = _stream(prepared, options.streaming_interval, out)
     how = replace(prepared.generator, address=join(options.address))
     clock = [time.monotonic()]
@@ -114,7 +122,14 @@ def _prepare(options: RunOptions) -> _Prepared:
         params = replace(params, ignore_eos=True, stop_token_ids=ends.stops)
     generator = _generator_options(options, manifest)
     check(prompts, params, manifest.limits, generator.num_blocks)
-    return _Prepared(prompts=prompts, params=params, ends=ends, tokenizer=tokenizer, generator=generator)
+    return _Prepared(
+        prompts=prompts,
+        params=params,
+        ends=ends,
+        tokenizer=tokenizer,
+        generator=generator,
+        room=manifest.limits.max_seq_len - max(map(len, prompts)),
+    )
 
 
 def _check_without_words(options: RunOptions) -> None:

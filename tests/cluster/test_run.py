@@ -222,6 +222,16 @@ def test_long_prompts_are_cut_where_that_is_asked_for(made: Made, engine: Path) 
     assert tokens_of(result) == [made.generated(prompt, max_new_tokens=NEW_TOKENS)]
 
 
+def test_texts_that_the_engine_cuts_are_noted(engine: Path) -> None:
+    base = ("run", "--engine_dir", engine, "--input_text", "a", "--max_output_len")
+    noted = rankforge(*base, 100_000, "--json")
+    (output,) = json.loads(noted.stdout)["results"][0]["outputs"]
+    room = len(output["tokens"])
+    said, _ = noted.stderr.splitlines()
+    assert said.startswith(f"note: --max_output_len=100000: there is room for {room} tokens ")
+    assert "note" not in rankforge(*base, room).stderr
+
+
 def test_a_small_cache_is_enough_for_one_after_another(engine: Path) -> None:
     plain = tokens_of(generated(engine, input_text=TEXTS))
     assert tokens_of(generated(engine, input_text=TEXTS, max_tokens_in_paged_kv_cache=47)) == plain
@@ -302,6 +312,7 @@ def test_ranks_start_by_themselves(made: Made, layout: dict[str, int]) -> None:
         "run", "--engine_dir", engine, "--max_output_len", NEW_TOKENS, "--input_text", *TEXTS, *beams
     )
     assert done.returncode == 0, done.stderr
+    assert done.stderr.startswith("generated ") and done.stderr.count("\n") == 1
     found = json.loads((made.folder / "out.json").read_text())["results"]
     settings = {"num_beams": 2, "num_return_sequences": 2, "early_stopping": True}
     assert [[output["tokens"] for output in one["outputs"]] for one in found] == [
