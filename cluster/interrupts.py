@@ -5,7 +5,10 @@ from __future__ import annotations
 import atexit
 import os
 import signal
+import socket
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import NoReturn
 
 
@@ -15,20 +18,48 @@ class Heard:
     def __init__(self) -> None:
         self.code: int | None = None
         """The exit code that says so; None before it is told."""
+        self._holding = 0
+        self._ends: tuple[socket.socket, ...] = ()
+        """Where the system leaves the numbers of signals at once, and where they are read."""
 
     def listen(self) -> None:
         """From now on it is an interrupt in the main thread."""
+        self._ends = socket.socketpair()
+        for end in self._ends:
+            end.setblocking(False)
+        signal.set_wakeup_fd(self._ends[0].fileno(), warn_on_full_buffer=False)
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._hear)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """What is to be done whole: whatever comes meanwhile interrupts at the end."""
+        before = self.code
+        self._holding += 1
+        try:
+            yield
+        finally:
+            self._holding -= 1
+        if self.code != before and not self._holding:
+            raise KeyboardInterrupt
+
+    def sent(self) -> int | None:
+        """The code, also where the main thread waits for a library, and has not heard yet."""
+        with suppress(BlockingIOError):
+            for number in self._ends[1].recv(64) if self._ends else b"":
+                if number in (signal.SIGINT, signal.SIGTERM):
+                    self.code = self.code or 128 + number
+        return self.code
 
     def end(self) -> None:
         """Nothing is left to clear up: what is heard from here on ends the process at once."""
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda number, _frame: os._exit(128 + number))
 
-    def _hear(self, number: int, _frame: object) -> NoReturn:
+    def _hear(self, number: int, _frame: object) -> None:
         self.code = 128 + number
-        raise KeyboardInterrupt
+        if not self._holding:
+            raise KeyboardInterrupt
 
 
 HEARD = Heard()

@@ -13,6 +13,7 @@ from pathlib import Path
 from builders.errors import ArtifactError, UserError
 from builders.store import disk
 from builders.store.scratch import Scratch
+from cluster.interrupts import HEARD
 
 
 def real_place(output: Path, option: str = "--output_dir") -> Path:
@@ -29,15 +30,16 @@ def drafts_beside(output: Path, option: str = "--output_dir") -> Iterator[Scratc
     root = output.parent / ".rankforge-drafts"
     with ExitStack() as cleanup:
         try:
-            output.exists()  # a name that is too long is refused here, not after the work
-            for folder in _missing(output.parent):
-                folder.mkdir(exist_ok=True)
-                cleanup.callback(disk.remove_if_empty, folder)
-            scratch = Scratch(root)
-            cleanup.callback(disk.remove_if_empty, root)
-            scratch.sweep()
-            with scratch.folder() as probe:
-                disk.write(probe / "probe", b"")
+            with HEARD.held():
+                output.exists()  # a name that is too long is refused here, not after the work
+                for folder in _missing(output.parent):
+                    folder.mkdir(exist_ok=True)
+                    cleanup.callback(disk.remove_if_empty, folder)
+                scratch = Scratch(root)
+                cleanup.callback(disk.remove_if_empty, root)
+                scratch.sweep()
+                with scratch.folder() as probe:
+                    disk.write(probe / "probe", b"")
         except OSError as error:
             raise UserError(
                 f"{output}: cannot be written ({error.strerror}); choose another {option}"

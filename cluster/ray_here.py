@@ -124,12 +124,13 @@ def _lost(seen: dict[int, str]) -> str | None:
 
 def _leave(name: str, before: set[int]) -> NoReturn:
     """The main thread may wait for Ray in a way that nothing interrupts."""
-    if HEARD.code is None:
+    code = HEARD.sent()  # who tells a whole group to end tells Ray, too
+    if code is None:
         print(f"error: Ray's {name} has ended on this machine; start again, and {REMEDY}", file=sys.stderr)
     _end(before)
     atexit.unregister(ray.shutdown)
-    _in_time(lambda: leave(HEARD.code or 1))
-    os._exit(HEARD.code or 1)
+    _in_time(lambda: leave(code or 1))
+    os._exit(code or 1)
 
 
 def _in_time(work: Callable[[], object]) -> None:
