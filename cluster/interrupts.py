@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import os
 import signal
-import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -19,15 +18,15 @@ class Heard:
         self.code: int | None = None
         """The exit code that says so; None before it is told."""
         self._holding = 0
-        self._ends: tuple[socket.socket, ...] = ()
-        """Where the system leaves the numbers of signals at once, and where they are read."""
+        self._pipe: tuple[int, ...] = ()
+        """Where the numbers of signals are read, and where the system leaves them at once."""
 
     def listen(self) -> None:
         """From now on it is an interrupt in the main thread."""
-        self._ends = socket.socketpair()
-        for end in self._ends:
-            end.setblocking(False)
-        signal.set_wakeup_fd(self._ends[0].fileno(), warn_on_full_buffer=False)
+        self._pipe = self._pipe or os.pipe()
+        for end in self._pipe:
+            os.set_blocking(end, False)
+        signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False)
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._hear)
 
@@ -46,7 +45,7 @@ class Heard:
     def sent(self) -> int | None:
         """The code, also where the main thread waits for a library, and has not heard yet."""
         with suppress(BlockingIOError):
-            for number in self._ends[1].recv(64) if self._ends else b"":
+            for number in os.read(self._pipe[0], 64) if self._pipe else b"":
                 if number in (signal.SIGINT, signal.SIGTERM):
                     self.code = self.code or 128 + number
         return self.code
