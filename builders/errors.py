@@ -16,6 +16,8 @@ RankforgeError
     └── RequestError     one request that cannot go on, while others do; names the cause
 """
 
+from collections.abc import Iterable
+
 
 class RankforgeError(Exception):
     """The root: catch this to catch everything that rankforge raises on purpose."""
@@ -75,3 +77,9 @@ class RequestError(WorkerError):
     def __init__(self, request: str, message: str) -> None:
         super().__init__(message)
         self.request = request
+
+
+def some_of(names: Iterable[str]) -> str:
+    """The first of them and how many more: an error is one line."""
+    ordered = sorted(names)
+    return ", ".join(ordered[:5]) + (f" and {len(ordered) - 5} more" if len(ordered) > 5 else "")

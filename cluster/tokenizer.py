@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
 from transformers import AutoTokenizer, GPT2Tokenizer, PreTrainedTokenizerBase
 
 from builders.engine_manifest import read_engine
-from builders.errors import SourceError, UserError
+from builders.errors import SourceError, UserError, some_of
 from cluster.pieces import Pieces
 
 _REMEDY = "name a folder with Hugging Face's tokenizer of the model: --tokenizer_dir"
@@ -41,11 +40,7 @@ def _opened(folder: Path, engine_dir: Path) -> PreTrainedTokenizerBase:
         begins = read_engine(engine_dir).checkpoint.spec.family == "llama"
         found = Pieces(folder / "tokenizer.model", begins=begins)
     else:
-        raise SourceError(f"{folder}: {_listed(sorted(names))} alone does not say how to encode; {_REMEDY}")
+        raise SourceError(
+            f"{folder}: {some_of(names) or 'nothing'} alone does not say how to encode; {_REMEDY}"
+        )
     return cast(PreTrainedTokenizerBase, found)
-
-
-def _listed(names: Sequence[str], most: int = 5) -> str:
-    """In one line, whatever folder that is."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more or "nothing"

@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from builders.errors import SourceError
+from builders.errors import SourceError, some_of
 from builders.families.view import Family, View
 from builders.params import Param, params
 from builders.shard import Span
@@ -49,7 +49,7 @@ def locate(family: Family, spec: ModelSpec, index: Index) -> dict[str, Located]:
     names = {family.without_prefix(name): name for name in index}
     if len(names) < len(index):
         twice = index.keys() - names.values()
-        raise SourceError(f"checkpoint has {len(twice)} tensors with and without prefix: {_some(twice)}")
+        raise SourceError(f"checkpoint has {len(twice)} tensors with and without prefix: {some_of(twice)}")
     found, missing = {}, []
     for param in params(spec):
         view, source = _source_of(param, views)
@@ -58,12 +58,12 @@ def locate(family: Family, spec: ModelSpec, index: Index) -> dict[str, Located]:
         else:
             missing.append(source)
     if missing:
-        raise SourceError(f"checkpoint lacks {len(missing)} tensors of {family.name}: {_some(missing)}")
+        raise SourceError(f"checkpoint lacks {len(missing)} tensors of {family.name}: {some_of(missing)}")
     used = {_source_of(param, views)[1] for param in params(spec)}
     left = [name for short, name in names.items() if short not in used and not _ignored(family, spec, short)]
     if left:
         raise SourceError(
-            f"checkpoint has {len(left)} tensors that {family.name} does not use: {_some(left)}"
+            f"checkpoint has {len(left)} tensors that {family.name} does not use: {some_of(left)}"
         )
     _check_dtypes(found)
     _check_shapes(found)
@@ -86,11 +86,6 @@ def _ignored(family: Family, spec: ModelSpec, name: str) -> bool:
     """A tied head is a copy of the embedding: `tied.py` has compared them."""
     copied = spec.tied_embeddings and name in family.heads
     return copied or re.fullmatch(family.ignored, name) is not None
-
-
-def _some(names: Iterable[str]) -> str:
-    ordered = sorted(names)
-    return ", ".join(ordered[:5]) + (f" and {len(ordered) - 5} more" if len(ordered) > 5 else "")
 
 
 def typical_part(located: Mapping[str, Located]) -> Stored:
