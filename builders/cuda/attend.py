@@ -98,9 +98,10 @@ class AttendKernel(Kernel):
             return self._in_tiles(one, config, launch.tiles(config.blocks["BLOCK_M"]), out)
         return _one_by_one(one, config, out, launch)
 
-    def alone(self, config: Config, args: Sequence[Any], out: Tensor, launch: Launch) -> list[Call]:
+    def alone(
+        self, count: int, config: Config, args: Sequence[Any], out: Tensor, launch: Launch
+    ) -> list[Call]:
         """Beside tiles, the tokens in front that are in none; their keys are written again, if packed."""
-        count = launch.tiles.alone if launch.tiles else 0
         return _one_by_one(self.attended(args).front(count), config, out[:count], launch)
 
     def _in_tiles(self, one: Attended, config: Config, tiles: Tensor, out: Tensor) -> list[Call]:

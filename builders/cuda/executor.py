@@ -105,11 +105,12 @@ class Executor:
     def _alone(self, step: Prepared, args: Sequence[Any], out: Tensor) -> list[Call]:
         """Beside prompts: tokens that are alone in their sequences, attended as in a decoding step."""
         launch = self._context.launch
-        if step.op not in ATTENDING or launch.tiles is None or not launch.tiles.alone:
+        count = launch.tiles.alone if launch.tiles else 0
+        if step.op not in ATTENDING or not count:
             return []
-        config = _config_for(step, launch.tiles.alone)
+        config = _config_for(step, count)
         assert config is not None, "no kernel for a decoding step"
-        return ATTENDING[step.op].alone(config, args, out, launch)
+        return ATTENDING[step.op].alone(count, config, args, out, launch)
 
     def _recorded(self, step: Prepared, values: dict[str, Any]) -> Again:
         """Carry it out, and tell how to do so with the values of another layer."""
